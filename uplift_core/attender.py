@@ -1,0 +1,127 @@
+"""The Local Attender (paper section 3.2): every new pixel is a weighted mean of a few neighbours below it.
+
+Two forms of the same sum. The reference is the definition, one shifted copy per offset. The fast form never builds
+those copies: for few channels it adds the offsets up in place, for many it multiplies small dense blocks of weights
+with small blocks of the value map.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+OFFSETS: dict[int, tuple[tuple[int, int], ...]] = {
+    5: tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if abs(dy) + abs(dx) <= 1),
+    9: tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)),
+    13: tuple((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)
+              if abs(dy) + abs(dx) <= 2 or (abs(dy) == 1 and abs(dx) == 1)),
+    17: tuple((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)
+              if max(abs(dy), abs(dx)) < 2 or (dy % 2 == 0 and dx % 2 == 0)),
+    25: tuple((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)),
+}
+"""Neighbours ``(dy, dx)`` by their number n, row-major as in the published checkpoints."""
+
+
+def reach(n: int) -> int:
+    """How many value pixels away an attender of n neighbours looks: 1 or 2."""
+    return max(dy for dy, _ in OFFSETS[n])
+
+
+class LocalAttender(nn.Module):
+    """Guide ``b g H W`` and value ``b c h w`` (H = s h, W = s w) to ``b c H W``, each pixel within its neighbours'
+    min..max."""
+
+    def __init__(self, channels: int, n: int = 17, operations: Any = nn):
+        super().__init__()
+        self.n = n
+        self.conv1 = operations.Conv2d(channels, n, 1)
+
+    def weights(self, guide: Tensor) -> Tensor:
+        """The attender map ``b n H W``: positive, summing to 1 over n. Softmax in fp32 whatever the guide's dtype."""
+        logits = self.conv1(guide)
+        c = min(self.n, guide.shape[1])
+        logits = torch.cat([logits[:, :c] + guide[:, :c], logits[:, c:]], 1)
+        return logits.softmax(1, dtype=torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else None)
+
+    def forward(self, guide: Tensor, value: Tensor) -> Tensor:
+        return pool_reference(self.weights(guide).to(value.dtype), value)
+
+
+def pool_reference(weights: Tensor, value: Tensor) -> Tensor:
+    """The definition: ``out[y, x] = sum_k weights[k, y, x] * value[y // s + dy_k, x // s + dx_k]``, edges repeated."""
+    b, n, height, width = weights.shape
+    h, w = value.shape[-2:]
+    r = reach(n)
+    padded = F.pad(value, (r, r, r, r), mode="replicate")
+    shifted = torch.stack([padded[..., r + dy:r + dy + h, r + dx:r + dx + w] for dy, dx in OFFSETS[n]], 2)
+    s = height // h
+    pooled = shifted[:, :, :, :, None, :, None] * weights.view(b, 1, n, h, s, w, s)
+    return pooled.sum(2).reshape(b, -1, height, width)
+
+
+def pool(weights: Tensor, padded: Tensor, scale: int) -> Tensor:
+    """The same sum, fast.
+
+    weights: ``b n sh sw``; padded: the value map with ``reach(n)`` more pixels on each side, ``b c h+2r w+2r``, so
+    that a window of a larger map can bring its real neighbours. Returns ``b c sh sw``.
+    """
+    if padded.shape[1] <= 16:
+        return _pool_in_place(weights, padded, scale)
+    return _pool_blocks(weights, padded, scale)
+
+
+def _pool_in_place(weights: Tensor, padded: Tensor, s: int) -> Tensor:
+    b, n, height, width = weights.shape
+    h, w, r = height // s, width // s, reach(n)
+    maps = weights.reshape(b, n, 1, h, s, w, s)
+    out = padded.new_zeros(b, padded.shape[1], h, s, w, s)
+    for k, (dy, dx) in enumerate(OFFSETS[n]):
+        out.addcmul_(padded[:, :, r + dy:r + dy + h, None, r + dx:r + dx + w, None], maps[:, k])
+    return out.view(b, -1, height, width)
+
+
+_BLOCK = 4  # value pixels per side of a block: 64 outputs from an 8x8 neighbourhood at scale 2
+_CHUNK_BYTES = 16 << 20
+
+
+def _pool_blocks(weights: Tensor, padded: Tensor, s: int) -> Tensor:
+    """Blocks of 4x4 value pixels: a dense ``(16 s^2) x (4+2r)^2`` matrix of weights times the neighbourhood's values.
+
+    The matrix is mostly zeros, but a matrix product over all channels at once is many times faster than n passes
+    over the map. Works through the map in rows of blocks, so that beside the output only little memory is needed.
+    """
+    b, n, height, width = weights.shape
+    c, r = padded.shape[1], reach(n)
+    h, w, size = height // s, width // s, _BLOCK + 2 * r
+    out = padded.new_empty(b, height, width, c)
+    value = padded.permute(0, 2, 3, 1)
+    columns = torch.tensor([[[(y + r + dy) * size + x + r + dx for dy, dx in OFFSETS[n]] for x in range(_BLOCK)]
+                            for y in range(_BLOCK)], device=padded.device)
+    columns = columns.view(_BLOCK, 1, _BLOCK, 1, n).expand(_BLOCK, s, _BLOCK, s, n).reshape(-1, n)
+
+    across = -(-w // _BLOCK)
+    rows = max(1, _CHUNK_BYTES // (across * size * size * c * padded.element_size()))
+    for i in range(b):
+        for top in range(0, h, rows * _BLOCK):
+            bottom = min(h, top + rows * _BLOCK)
+            down = -(-(bottom - top) // _BLOCK)
+            spare_y, spare_x = down * _BLOCK - (bottom - top), across * _BLOCK - w
+            strip = weights[i, :, top * s:bottom * s]
+            near = value[i, top:bottom + 2 * r]
+            if spare_y or spare_x:
+                strip = F.pad(strip, (0, spare_x * s, 0, spare_y * s))
+                near = F.pad(near, (0, 0, 0, spare_x, 0, spare_y))
+            near = near.unfold(0, size, _BLOCK).unfold(1, size, _BLOCK)  # down across c size size
+            near = near.permute(0, 1, 3, 4, 2).reshape(down * across, size * size, c)
+            side = _BLOCK * s
+            strip = strip.reshape(n, down, side, across, side).permute(1, 3, 2, 4, 0)
+            strip = strip.reshape(down * across, side * side, n).to(padded.dtype)
+            matrix = strip.new_zeros(down * across, side * side, size * size)
+            matrix.scatter_(2, columns.expand(down * across, -1, -1), strip)
+            block = torch.bmm(matrix, near).view(down, across, side, side, c).transpose(1, 2)
+            block = block.reshape(down * side, across * side, c)
+            out[i, top * s:bottom * s] = block[:(bottom - top) * s, :width]
+    return out.permute(0, 3, 1, 2)

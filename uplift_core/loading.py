@@ -1,0 +1,33 @@
+"""From a name or a path to a model that is ready to run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .checkpoints import build, read_weights
+from .devices import choose_device, choose_dtype
+from .registry import Progress, get
+
+if TYPE_CHECKING:
+    from .model import UPLiFT
+
+
+def load(name_or_path: str | os.PathLike[str], *, device: str | torch.device = "auto",
+         dtype: str | torch.dtype = "auto", offline: bool | None = None,
+         folders: Iterable[str | os.PathLike[str]] = (), operations: Any = nn,
+         progress: Progress | None = None) -> UPLiFT:
+    """A model in eval mode, by known name (``sd15-vae``, ``dinov2-s14``, ``dinov3-splus16``) or by file.
+
+    ``device`` and ``dtype``: ``auto``, names or torch's own objects. ``folders``: searched first for names.
+    ``operations``: where module classes come from. ``progress(done, total)``: bytes of a download, should one be
+    needed. Raises InputError, CheckpointError or DownloadError; never returns a half-loaded model.
+    """
+    where = choose_device(device)
+    number = choose_dtype(dtype, where)
+    path = get(name_or_path, folders=folders, offline=offline, progress=progress)
+    return build(read_weights(path), operations=operations).to(device=where, dtype=number)

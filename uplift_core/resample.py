@@ -1,0 +1,134 @@
+"""Resampling by global coordinates: any window of a resized map, computed from a window of the source.
+
+Both axes are independent, so everything here is about one axis. ``Span`` says which part of an axis a tensor holds.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Span(NamedTuple):
+    """The part ``lo <= i < hi`` of an axis of ``size`` positions."""
+
+    lo: int
+    hi: int
+    size: int
+
+    @classmethod
+    def all(cls, size: int) -> Span:
+        return cls(0, size, size)
+
+    @property
+    def length(self) -> int:
+        return self.hi - self.lo
+
+    @property
+    def whole(self) -> bool:
+        return self.lo == 0 and self.hi == self.size
+
+    def grow(self, n: int) -> Span:
+        """n more positions on each side, as far as the axis goes."""
+        return Span(max(0, self.lo - n), min(self.size, self.hi + n), self.size)
+
+    def union(self, other: Span) -> Span:
+        return Span(min(self.lo, other.lo), max(self.hi, other.hi), self.size)
+
+    def within(self, outer: Span) -> slice:
+        """Where this span lies in a tensor that holds ``outer``."""
+        return slice(self.lo - outer.lo, self.hi - outer.lo)
+
+
+def nearest_indices(out: Span, size: int) -> np.ndarray:
+    """Source positions that plain nearest sampling from ``size`` to ``out.size`` picks: floor(i * in / out).
+
+    Rounds like torch (one single-precision product), which matters where the ratio is not a whole number.
+    """
+    scale = np.float32(size) / np.float32(out.size)
+    picked = np.floor(np.arange(out.lo, out.hi, dtype=np.float32) * scale).astype(np.int64)
+    return np.minimum(picked, size - 1)
+
+
+@lru_cache(maxsize=256)
+def bilinear_weights(mode: str, out: Span, size: int) -> tuple[Span, np.ndarray]:
+    """The part of the source that ``out`` reads and the matrix ``out.length x read.length`` that maps it.
+
+    mode ``antialias``: triangle filter widened by the shrink factor, as torch's antialiased bilinear resize;
+    ``corners``: bilinear with align_corners=True, which depends on the whole length of both axes.
+    """
+    i = np.arange(out.lo, out.hi, dtype=np.float64)
+    if mode == "corners":
+        centre = i * ((size - 1) / (out.size - 1)) if out.size > 1 else i * 0.0
+        first = np.clip(np.floor(centre).astype(np.int64), 0, size - 1)
+        last = np.minimum(first + 1, size - 1)
+        read = Span(int(first.min()), int(last.max()) + 1, size)
+        matrix = np.zeros((out.length, read.length))
+        rows = np.arange(out.length)
+        np.add.at(matrix, (rows, first - read.lo), 1 - (centre - first))
+        np.add.at(matrix, (rows, last - read.lo), centre - first)
+        return read, matrix.astype(np.float32)
+    scale = size / out.size
+    support = max(scale, 1.0)
+    centre = (i + 0.5) * scale
+    lo = np.maximum(np.floor(centre - support + 0.5), 0).astype(np.int64)
+    hi = np.minimum(np.floor(centre + support + 0.5), size).astype(np.int64)
+    read = Span(int(lo.min()), int(hi.max()), size)
+    j = np.arange(read.lo, read.hi)
+    distance = np.abs((j[None, :] + 0.5 - centre[:, None]) / support)
+    inside = (j[None, :] >= lo[:, None]) & (j[None, :] < hi[:, None])
+    matrix = np.where(inside, np.maximum(0.0, 1.0 - distance), 0.0)
+    return read, (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
+
+
+def reads(mode: str, out: Span, size: int) -> Span:
+    """Which part of a source axis of ``size`` is read to produce ``out``. Modes: nearest, antialias, corners."""
+    if mode == "nearest":
+        ends = nearest_indices(Span(out.lo, out.lo + 1, out.size), size), nearest_indices(
+            Span(out.hi - 1, out.hi, out.size), size)
+        return Span(int(ends[0][0]), int(ends[1][0]) + 1, size)
+    return bilinear_weights(mode, out, size)[0]
+
+
+def sample(x: Tensor, mode: str, y_in: Span, x_in: Span, y: Span, x_out: Span) -> Tensor:
+    """Resize a window: ``x`` holds (y_in, x_in) of the source, the result (y, x_out) of the resized map."""
+    if mode == "nearest":
+        return _pick(_pick(x, 2, y_in, y), 3, x_in, x_out)
+    if y_in.whole and x_in.whole and y.whole and x_out.whole:
+        size = (y.size, x_out.size)
+        if mode == "corners":
+            return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+        return antialias(x, size)
+    return _blend(_blend(x, 2, mode, y_in, y), 3, mode, x_in, x_out)
+
+
+def antialias(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Antialiased bilinear resize of ``b c h w`` to ``size``."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _pick(x: Tensor, dim: int, held: Span, out: Span) -> Tensor:
+    index = nearest_indices(out, held.size) - held.lo
+    steps = np.diff(index)
+    if len(index) == 1 or (steps == steps[0]).all() and steps[0] > 0:
+        step = int(steps[0]) if len(steps) else 1
+        return x[(slice(None),) * dim + (slice(int(index[0]), int(index[-1]) + 1, step),)]
+    return x.index_select(dim, torch.from_numpy(index).to(x.device))
+
+
+def _blend(x: Tensor, dim: int, mode: str, held: Span, out: Span) -> Tensor:
+    read, weights = bilinear_weights(mode, out, held.size)
+    x = x.narrow(dim, read.lo - held.lo, read.length)
+    matrix = torch.from_numpy(weights).to(x.device, x.dtype)
+    b, c, h, w = x.shape
+    flat = x.permute(0, 2, 3, 1)  # channels last: one plain matrix product an axis
+    if dim == 2:
+        return torch.matmul(matrix, flat.reshape(b, h, w * c)).view(b, -1, w, c).permute(0, 3, 1, 2)
+    return torch.matmul(matrix, flat.reshape(b * h, w, c)).view(b, h, -1, c).permute(0, 3, 1, 2)
