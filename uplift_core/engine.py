@@ -1,0 +1,375 @@
+"""The fast form of UPLiFT: the same numbers as the plain form, for any window of the output, in bounded memory.
+
+From the wanted window of the output it walks back to what every layer must hold (:func:`plan`), encodes the image
+in bands of rows, keeping only the positions that a decoder will sample, then decodes, attends and refines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attender import pool, pool_reference, reach
+from .errors import InputError
+from .layers import ConvBlock
+from .model import UPLiFT
+from .noise import Noise
+from .resample import Span, reads, sample
+from .windowed import FAST, Map, as_format, need, run, run_sampled, size
+
+Window = tuple[Span, Span]
+Tick = Callable[[float], None]
+"""Called after each piece of work with its size; may raise to stop."""
+
+
+class Concat(NamedTuple):
+    """Where an encoder map and noise join the map: ``source`` indexes f0..f4."""
+
+    site: str
+    source: int
+    sampling: str
+    noise_channels: int
+    noise_scale: float
+
+
+class Request(NamedTuple):
+    """A window of an encoder map, resampled to a grid."""
+
+    source: int
+    sampling: str
+    y: Span
+    x: Span
+
+
+@dataclass
+class Plan:
+    """What one step computes for one window of its output: a window for the input and output of every part."""
+
+    out: Window
+    decoder: list[Window]
+    refiner: list[Window]
+    attended: Window
+    requests: list[Request] = field(default_factory=list)
+
+
+class Engine:
+    """Runs a model. Holds no tensors between calls."""
+
+    def __init__(self, model: UPLiFT, tick: Tick | None = None):
+        self.model, self.config = model, model.config
+        self.tick = tick or (lambda work: None)
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.encoder, self.taps = self._encoder_chain()
+        self.decoder = self._decoder_chain()
+        self.refiner = self._refiner_chain()
+
+    # -- the model as chains of parts ------------------------------------------------------------------------------
+
+    def _encoder_chain(self) -> tuple[list[nn.Module], list[int]]:
+        chain: list[nn.Module] = []
+        taps: list[int] = []  # taps[g]: how many parts f_g is behind
+        for g in range(len(self.config.encoder)):
+            if g:
+                chain.append(self.model.encoder.get_submodule(f"down_{g}"))
+            chain += self.model.encoder.get_submodule(f"block_{g}").parts()  # type: ignore[operator]
+            taps.append(len(chain))
+        return chain, taps
+
+    def _decoder_chain(self) -> list[Concat | nn.Module]:
+        chain: list[Concat | nn.Module] = []
+        for s in range(len(self.config.decoder)):
+            if s:
+                chain.append(self.model.decoder.get_submodule(f"up_{s}"))
+            chain.append(Concat(f"decoder{s}", len(self.taps) - 1 - s, self.config.sampling,
+                                self.config.noise_channels, self.config.noise_scale))
+            chain += self.model.decoder.get_submodule(f"block_{s}").parts()  # type: ignore[operator]
+        return chain
+
+    def _refiner_chain(self) -> list[Concat | nn.Module]:
+        ref = self.config.refiner
+        if ref is None or self.model.refiner is None:
+            return []
+        source = ref.source % len(self.taps)
+        return [Concat("refiner", source, ref.sampling, ref.noise_channels, ref.noise_scale),
+                *self.model.refiner.parts(), self.model.ref_outc]
+
+    # -- the whole -------------------------------------------------------------------------------------------------
+
+    def run(self, image: Tensor, latent: Tensor, steps: int, noise: Noise, keep: bool = False) -> list[Tensor]:
+        """All steps on the whole map; the results of all steps with ``keep``, else only the last."""
+        results: list[Tensor] = []
+        with torch.no_grad():
+            x = self.model.normalise(latent.to(self.device, self.dtype))
+            plans = [self.plan(*self.grown(x.shape[2:], i)) for i in range(steps)]
+            maps: Samples | None = None
+            for i, plan in enumerate(plans):
+                if maps is None or not self.config.share_encoder:
+                    wanted = plans if self.config.share_encoder else [plan]
+                    maps = self.encode(self.model.guide(image, i), [r for p in wanted for r in p.requests])
+                x = self.decode(x, plan, maps, noise, i).data
+                if keep or i == steps - 1:
+                    results.append(self.model.denormalise(x).to(latent.dtype))
+        return results
+
+    def grown(self, shape: Sequence[int], step: int) -> tuple[tuple[int, int], Window]:
+        """The size of a step's input, and its whole output as a window."""
+        k = self.config.step_factor**step
+        h, w = shape[0] * k, shape[1] * k
+        f = self.config.step_factor
+        return (h, w), (Span.all(h * f), Span.all(w * f))
+
+    # -- planning --------------------------------------------------------------------------------------------------
+
+    def plan(self, shape: tuple[int, int], out: Window) -> Plan:
+        """What a step from a map of ``shape`` (rows, columns) has to compute for the window ``out`` of its result."""
+        scale = self.config.step_factor
+        refiner = [(_backward(self.refiner, [o.size] * (len(self.refiner) + 1), o)) for o in out]
+        attended = tuple(spans[0] for spans in refiner)
+        guide = attended
+        if self.model.attender is not None:
+            guide = tuple(Span(a.lo // scale * scale, -(-a.hi // scale) * scale, a.size) for a in attended)
+        decoder = []
+        for n, g in zip(shape, guide, strict=True):
+            decoder.append(_backward(self.decoder, _sizes(self.decoder, n), g))
+        plan = Plan(out, list(zip(*decoder, strict=True)), list(zip(*refiner, strict=True)), (attended[0], attended[1]))
+        for chain, windows in ((self.decoder, plan.decoder), (self.refiner, plan.refiner)):
+            for part, (y, x) in zip(chain, windows, strict=False):
+                if isinstance(part, Concat):
+                    plan.requests.append(Request(part.source, part.sampling, y, x))
+        return plan
+
+    # -- encoding --------------------------------------------------------------------------------------------------
+
+    def encode(self, guide: Tensor, requests: list[Request]) -> Samples:
+        """The requested samples of the encoder's maps. ``guide``: the whole image, on any device."""
+        ys, xs = _sizes(self.encoder, guide.shape[2]), _sizes(self.encoder, guide.shape[3])
+        stored = _finest(requests, [(ys[t], xs[t]) for t in self.taps])
+        lattice = self._lattice(stored, ys[-1], xs[-1])
+        area = max(r.y.length / r.y.size * r.x.length / r.x.size for r in stored) * guide.shape[2] * guide.shape[3]
+        bands = max(1, min(math.ceil(area / FAST.band_pixels), max(r.y.length for r in stored)))
+        samples = Samples([])
+        for band in range(bands):
+            self._encode_band(guide, _band(stored, band, bands), ys, xs, lattice, samples, stored)
+        return samples
+
+    def _lattice(self, requests: list[Request], height: int, width: int) -> tuple[int, int]:
+        """Every how many positions (rows, columns) the last encoder map is looked at; 1 when it must be dense."""
+        last = self.encoder[-1] if self.encoder else None
+        mine = [r for r in requests if r.source == len(self.taps) - 1]
+        if not (FAST.sampled_encoder and isinstance(last, ConvBlock) and last.stride == 1 and mine):
+            return 1, 1
+        if len(self.taps) > 1 and self.taps[-2] == self.taps[-1]:
+            return 1, 1
+        if any(r.sampling != "nearest" or height % r.y.size or width % r.x.size for r in mine):
+            return 1, 1
+        return (math.gcd(*[height // r.y.size for r in mine]), math.gcd(*[width // r.x.size for r in mine]))
+
+    def _encode_band(self, guide: Tensor, requests: list[Request | None], ys: list[int], xs: list[int],
+                     lattice: tuple[int, int], samples: Samples, stored: list[Request]) -> None:
+        count = len(self.encoder)
+        wanted: list[Window | None] = [None] * (count + 1)
+        thin: Window | None = None
+        for r in requests:
+            if r is None:
+                continue
+            at = self.taps[r.source]
+            window = _source(r, ys[at], xs[at])
+            if at == count and lattice != (1, 1):
+                mine = tuple(Span(w.lo // k, (w.hi - 1) // k + 1, w.size // k)
+                             for w, k in zip(window, lattice, strict=True))
+                thin = _union(thin, (mine[0], mine[1]))
+            wanted[at] = _union(wanted[at], window)
+        if all(w is None for w in wanted):
+            return
+        if thin is not None:
+            wanted[count] = (Span(thin[0].lo * lattice[0], (thin[0].hi - 1) * lattice[0] + 1, ys[count]),
+                             Span(thin[1].lo * lattice[1], (thin[1].hi - 1) * lattice[1] + 1, xs[count]))
+        top = max(p for p in range(count + 1) if wanted[p] is not None)
+        for p in range(top, 0, -1):
+            y, x = wanted[p]  # type: ignore[misc]
+            part = self.encoder[p - 1]
+            wanted[p - 1] = _union(wanted[p - 1], (need(part, y, ys[p - 1]), need(part, x, xs[p - 1])))
+        y, x = wanted[0]  # type: ignore[misc]
+        m = Map(as_format(guide[:, :, y.lo:y.hi, x.lo:x.hi].to(self.device, self.dtype)), y, x)
+        for p in range(top + 1):
+            if p:
+                y, x = wanted[p]  # type: ignore[misc]
+                part = self.encoder[p - 1]
+                if p == count and thin is not None:
+                    m = run_sampled(part, m, y, x, lattice, thin)  # type: ignore[arg-type]
+                else:
+                    m = run(part, m, y, x)
+                self.tick(_work(part, y, x))
+            for i, r in enumerate(requests):
+                if r is not None and self.taps[r.source] == p:
+                    samples.fill(stored[i], r, m)
+
+    # -- decoding --------------------------------------------------------------------------------------------------
+
+    def decode(self, latent: Tensor, plan: Plan, maps: Samples, noise: Noise, step: int) -> Map:
+        """One step on a window: ``latent`` is the whole (normalised) input, the result covers ``plan.out``."""
+        value = Map(latent, Span.all(latent.shape[2]), Span.all(latent.shape[3]))
+        m = self._walk(self.decoder, plan.decoder, value, maps, noise, step)
+        if self.model.attender is not None:
+            m = self._attend(m, value)
+        else:
+            data = self.model.decoder.outc(m.data)
+            if self.config.residual_outc:
+                c = min(data.shape[1], m.data.shape[1])
+                data[:, :c] += m.data[:, :c]
+            m = Map(data, m.y, m.x)
+        if not self.refiner:
+            return Map(m.cut(*plan.out), *plan.out)
+        m = Map(m.cut(*plan.attended), *plan.attended)
+        refined = self._walk(self.refiner, plan.refiner, m, maps, noise, step)
+        if self.config.refiner is not None and self.config.refiner.residual:
+            return Map(refined.data + m.cut(*plan.out), *plan.out)
+        return refined
+
+    def _walk(self, chain: Sequence[Concat | nn.Module], windows: list[Window], m: Map, maps: Samples, noise: Noise,
+              step: int) -> Map:
+        for part, window in zip(chain, windows[1:], strict=True):
+            if isinstance(part, Concat):
+                m = self._combine(part, m, window, maps, noise, step)
+            else:
+                m = run(part, m, *window)
+                self.tick(_work(part, *window))
+        return m
+
+    def _combine(self, part: Concat, m: Map, window: Window, maps: Samples, noise: Noise, step: int) -> Map:
+        y, x = window
+        f = maps.get(Request(part.source, part.sampling, y, x))
+        own = m.cut(y, x)
+        b, c, wide = own.shape[0], own.shape[1], f.shape[1]
+        data = as_format(own.new_empty(b, c + wide + part.noise_channels, y.length, x.length))
+        data[:, :c] = own
+        data[:, c:c + wide] = f
+        if part.noise_channels:
+            drawn = noise.window(step, part.site, part.noise_channels, b, y, x)
+            data[:, c + wide:] = 0 if drawn is None else drawn.to(data) * part.noise_scale
+        return Map(data, y, x)
+
+    def _attend(self, guide: Map, value: Map) -> Map:
+        attender = self.model.attender
+        assert attender is not None
+        weights = attender.weights(guide.data)
+        self.tick(_work(attender.conv1, guide.y, guide.x))
+        if not FAST.block_attender and guide.y.whole and guide.x.whole:
+            return Map(pool_reference(weights.to(self.dtype), value.data), guide.y, guide.x)
+        scale, r = self.config.step_factor, reach(attender.n)
+        spans = [(Span(g.lo // scale - r, g.hi // scale + r, v.size), v)
+                 for g, v in ((guide.y, value.y), (guide.x, value.x))]
+        inner = [Span(max(0, s.lo), min(s.size, s.hi), s.size) for s, _ in spans]
+        pads = [(i.lo - s.lo, s.hi - i.hi) for (s, _), i in zip(spans, inner, strict=True)]
+        near = value.cut(inner[0], inner[1])
+        if any(pads[0] + pads[1]):
+            near = F.pad(near, (*pads[1], *pads[0]), mode="replicate")
+        data = pool(weights.to(self.dtype), as_format(near), scale)
+        return Map(data, guide.y, guide.x)
+
+
+class Samples:
+    """Encoder maps where they were sampled; a coarser grid is read out of a finer one it is part of."""
+
+    def __init__(self, maps: list[tuple[Request, Tensor]]):
+        self.maps = maps
+
+    def fill(self, whole: Request, part: Request, m: Map) -> None:
+        """Put the rows ``part`` of the request ``whole`` in place, sampled from the encoder map ``m``."""
+        for request, data in self.maps:
+            if request == whole:
+                break
+        else:
+            data = as_format(m.data.new_empty(m.data.shape[0], m.data.shape[1], whole.y.length, whole.x.length))
+            self.maps.append((whole, data))
+        values = sample(m.data, _mode(part, m), m.y, m.x, part.y, part.x)
+        data[:, :, part.y.within(whole.y), part.x.within(whole.x)] = values
+
+    def get(self, wanted: Request) -> Tensor:
+        for request, data in self.maps:
+            if request.source == wanted.source and request.sampling == wanted.sampling and _holds(request, wanted):
+                return sample(data, "nearest", request.y, request.x, wanted.y, wanted.x)
+        raise KeyError(wanted)
+
+
+def _mode(r: Request, m: Map) -> str:
+    if r.sampling == "none" and (m.y.size, m.x.size) != (r.y.size, r.x.size):
+        raise InputError(f"the encoder's map is {m.y.size} x {m.x.size}, the decoder's {r.y.size} x {r.x.size}, and "
+                         "the configuration says enc_resample: none; use nearest or bilinear")
+    return "antialias" if r.sampling == "bilinear" else "nearest"
+
+
+def _source(r: Request, height: int, width: int) -> Window:
+    mode = "antialias" if r.sampling == "bilinear" else "nearest"
+    return reads(mode, r.y, height), reads(mode, r.x, width)
+
+
+def _holds(fine: Request, coarse: Request) -> bool:
+    """Whether every position of the coarse request is a position that the fine one holds."""
+    for f, c in ((fine.y, coarse.y), (fine.x, coarse.x)):
+        if f.size % c.size or (fine.sampling == "bilinear" and f.size != c.size):
+            return False
+        k = f.size // c.size
+        if c.lo * k < f.lo or (c.hi - 1) * k >= f.hi:
+            return False
+    return True
+
+
+def _finest(requests: list[Request], sizes: list[tuple[int, int]]) -> list[Request]:
+    """The requests to store: of each map the finest grid, where the coarser ones are part of it."""
+    stored: list[Request] = []
+    for r in sorted(set(requests), key=lambda r: -r.y.size * r.x.size):
+        height, width = sizes[r.source]
+        for i, s in enumerate(stored):
+            if s.source != r.source or s.sampling != r.sampling:
+                continue
+            same = (s.y.size, s.x.size) == (r.y.size, r.x.size)
+            nested = r.sampling == "nearest" and not (s.y.size % r.y.size or s.x.size % r.x.size
+                                                      or height % s.y.size or width % s.x.size)
+            if same or nested:
+                ky, kx = s.y.size // r.y.size, s.x.size // r.x.size
+                stored[i] = s._replace(y=s.y.union(Span(r.y.lo * ky, (r.y.hi - 1) * ky + 1, s.y.size)),
+                                       x=s.x.union(Span(r.x.lo * kx, (r.x.hi - 1) * kx + 1, s.x.size)))
+                break
+        else:
+            stored.append(r)
+    return stored
+
+
+def _band(requests: list[Request], k: int, n: int) -> list[Request | None]:
+    """The k-th of n bands of rows of every request."""
+    parts: list[Request | None] = []
+    for r in requests:
+        lo, hi = r.y.lo + r.y.length * k // n, r.y.lo + r.y.length * (k + 1) // n
+        parts.append(r._replace(y=Span(lo, hi, r.y.size)) if hi > lo else None)
+    return parts
+
+
+def _union(a: Window | None, b: Window) -> Window:
+    return b if a is None else (a[0].union(b[0]), a[1].union(b[1]))
+
+
+def _sizes(chain: Sequence[Concat | nn.Module], n: int) -> list[int]:
+    sizes = [n]
+    for part in chain:
+        sizes.append(sizes[-1] if isinstance(part, Concat) else size(part, sizes[-1]))
+    return sizes
+
+
+def _backward(chain: Sequence[Concat | nn.Module], sizes: list[int], out: Span) -> list[Span]:
+    spans = [out]
+    for part, n in zip(reversed(chain), reversed(sizes[:-1]), strict=True):
+        spans.insert(0, Span(spans[0].lo, spans[0].hi, n) if isinstance(part, Concat) else need(part, spans[0], n))
+    return spans
+
+
+def _work(part: nn.Module, y: Span, x: Span) -> float:
+    """Roughly the multiplications of a part on a window."""
+    return float(sum(p.numel() for p in part.parameters())) * y.length * x.length

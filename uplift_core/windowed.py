@@ -1,0 +1,267 @@
+"""Every block of the model, computed on a window of its map with the same result as on the whole.
+
+For each kind of block three functions: ``size`` (whole input axis to whole output axis), ``need`` (what part of the
+input axis a part of the output reads) and ``run``. Zero padding happens at the picture's border only; inside, a
+window reads its real neighbours. Here are also the faster forms of a block: batch norm folded into the convolution,
+Winograd on the CPU, a last convolution computed only where its result will be sampled.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import winograd
+from .layers import ConvBlock, DownBlock, TransposeConv, UpBlock, channel_norm
+from .resample import Span, reads, sample
+
+
+@dataclass
+class FastForms:
+    """Which of the exact shortcuts are taken; all of them, except when their gain is being measured."""
+
+    channels_last: bool = True
+    winograd: bool = True
+    fold_batch_norm: bool = True
+    sampled_encoder: bool = True
+    block_attender: bool = True
+    band_pixels: int = 16384  # guide pixels that the encoder holds at a time
+
+
+FAST = FastForms()
+
+
+@contextmanager
+def fast_forms(**changes: bool | int) -> Iterator[None]:
+    """Switch shortcuts off (or the band size) for a measurement."""
+    before = copy.copy(FAST.__dict__)
+    FAST.__dict__.update(changes)
+    try:
+        yield
+    finally:
+        FAST.__dict__.update(before)
+
+
+class Map(NamedTuple):
+    """A window of a feature map: its values ``b c y x`` and where they lie in the whole."""
+
+    data: Tensor
+    y: Span
+    x: Span
+
+    def cut(self, y: Span, x: Span) -> Tensor:
+        if (y.lo, y.hi, x.lo, x.hi) == (self.y.lo, self.y.hi, self.x.lo, self.x.hi):
+            return self.data
+        return self.data[:, :, y.within(self.y), x.within(self.x)]
+
+
+def as_format(x: Tensor) -> Tensor:
+    """Channels last where that is the faster layout (not on MPS)."""
+    if FAST.channels_last and x.device.type in ("cpu", "cuda", "xpu"):
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous()
+
+
+# -- sizes and needs, one axis at a time ---------------------------------------------------------------------------
+
+def size(module: nn.Module, n: int) -> int:
+    """Length of the whole output axis for a whole input axis of n."""
+    if isinstance(module, ConvBlock):
+        for _ in module.stages():
+            n = (n - 1) // module.stride + 1
+        return n
+    if isinstance(module, DownBlock):
+        return {"none": n, "max": n // 2}.get(module.config.op, (n - 1) // module.config.stride + 1)
+    if isinstance(module, TransposeConv):
+        return n * 2
+    return n * module.config.scale if isinstance(module, UpBlock) else n
+
+
+def need(module: nn.Module, out: Span, n: int) -> Span:
+    """What the block reads of an input axis of length n to produce ``out``."""
+    if isinstance(module, ConvBlock):
+        span = out
+        for length in reversed(_stage_sizes(module, n)[:-1]):
+            span = _conv_need(span, module.stride, length)
+        if module.residual and module.stride == 2:
+            span = span.union(reads("corners", out, n))
+        return span
+    if isinstance(module, DownBlock) and module.config.op != "none":
+        config = module.config
+        span = _conv_need(out, config.stride, n) if config.op == "conv" else Span(2 * out.lo, 2 * out.hi, n)
+        return span.union(reads("corners", out, n)) if config.residual == "bilinear" else span
+    if isinstance(module, (UpBlock, TransposeConv)):
+        k = 2 if isinstance(module, TransposeConv) else module.config.scale
+        span = Span(out.lo // k, -(-out.hi // k), n)
+        if isinstance(module, UpBlock) and module.config.op == "tconv" and module.config.residual == "bilinear":
+            span = span.union(reads("corners", out, n))
+        return span
+    return Span(out.lo, out.hi, n)
+
+
+def _stage_sizes(block: ConvBlock, n: int) -> list[int]:
+    sizes = [n]
+    for _ in block.stages():
+        sizes.append((sizes[-1] - 1) // block.stride + 1)
+    return sizes
+
+
+def _conv_need(out: Span, stride: int, n: int) -> Span:
+    return Span(max(0, out.lo * stride - 1), min(n, (out.hi - 1) * stride + 2), n)
+
+
+# -- running -------------------------------------------------------------------------------------------------------
+
+def run(module: nn.Module, m: Map, y: Span, x: Span) -> Map:
+    """The window (y, x) of the block's output; ``m`` holds at least what :func:`need` names."""
+    if isinstance(module, ConvBlock):
+        return _run_conv_block(module, m, y, x)
+    if isinstance(module, DownBlock):
+        return _run_down(module, m, y, x)
+    if isinstance(module, (UpBlock, TransposeConv)):
+        return _run_up(module, m, y, x)
+    if isinstance(module, nn.Conv2d):  # a 1x1 convolution
+        return Map(module(m.cut(y, x)), y, x)
+    return Map(m.cut(y, x), y, x)
+
+
+def run_sampled(block: ConvBlock, m: Map, y: Span, x: Span, steps: tuple[int, int], out: tuple[Span, Span]) -> Map:
+    """The block's output at every ``steps``-th position only: positions ``i * step`` for i in ``out``.
+
+    y and x are the dense window of the block's output that holds these positions. Only the last 3x3 convolution and
+    what follows it is thinned out: it becomes a strided one.
+    """
+    return _run_conv_block(block, m, y, x, steps, out)
+
+
+def _run_conv_block(block: ConvBlock, m: Map, y: Span, x: Span, steps: tuple[int, int] = (1, 1),
+                    sampled: tuple[Span, Span] | None = None) -> Map:
+    sizes_y, sizes_x = _stage_sizes(block, m.y.size), _stage_sizes(block, m.x.size)
+    stages = block.stages()
+    spans = [(y, x)]
+    for i in range(len(stages) - 1, 0, -1):
+        last_y, last_x = spans[0]
+        spans.insert(0, (_conv_need(last_y, block.stride, sizes_y[i]), _conv_need(last_x, block.stride, sizes_x[i])))
+    current = m
+    for i, (conv, norm) in enumerate(stages):
+        out_y, out_x = spans[i]
+        stride = (block.stride, block.stride)
+        if sampled is not None and i == len(stages) - 1:
+            stride = steps
+            out_y, out_x = sampled
+        data = _conv_norm_relu(conv, norm, block.norm, current, out_y, out_x, stride)
+        current = Map(data, out_y, out_x)
+    data = current.data
+    if block.one_by is not None:
+        data = block.one_by(data)
+    if block.residual:
+        if sampled is not None:
+            ys, xs = sampled
+            data = _accumulate(data, m.cut(Span(y.lo, y.hi, m.y.size), Span(x.lo, x.hi, m.x.size))[
+                :, :, ys.lo * steps[0] - y.lo::steps[0], xs.lo * steps[1] - x.lo::steps[1]])
+        elif block.stride == 1:
+            data = _accumulate(data, m.cut(Span(y.lo, y.hi, m.y.size), Span(x.lo, x.hi, m.x.size)))
+        else:
+            data = _accumulate(data, _corners(m, y, x))
+    return Map(data, current.y, current.x)
+
+
+def _accumulate(y: Tensor, x: Tensor) -> Tensor:
+    c = min(x.shape[1], y.shape[1])
+    if c == y.shape[1]:
+        return y.add_(x[:, :c])
+    y[:, :c] += x
+    return y
+
+
+def _corners(m: Map, y: Span, x: Span) -> Tensor:
+    return sample(m.data, "corners", m.y, m.x, y, x)
+
+
+def _conv_norm_relu(conv: nn.Module, norm: nn.Module, kind: str, m: Map, y: Span, x: Span,
+                    stride: tuple[int, int]) -> Tensor:
+    if kind == "batch" and FAST.fold_batch_norm:
+        return convolve(fold(conv, norm), m, y, x, stride).relu_()
+    data = convolve(conv, m, y, x, stride)
+    return (norm(data) if kind == "batch" else channel_norm(norm, data)).relu_()
+
+
+def fold(conv: nn.Module, norm: nn.Module) -> nn.Module:
+    """The convolution with the batch norm behind it worked into its weights; the originals stay as they are."""
+    scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
+    bias = 0 if conv.bias is None else conv.bias.float()
+    folded = copy.copy(conv)
+    folded._parameters = dict(conv._parameters)
+    weight = conv.weight.float() * scale.to(conv.weight.device).view(-1, 1, 1, 1)
+    shift = (bias - norm.running_mean.float()) * scale + norm.bias.float()
+    folded._parameters["weight"] = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
+    folded._parameters["bias"] = nn.Parameter(shift.to(conv.weight), requires_grad=False)
+    return folded
+
+
+def convolve(conv: nn.Module, m: Map, y: Span, x: Span, stride: tuple[int, int] = (1, 1)) -> Tensor:
+    """The 3x3 convolution's output at positions ``i * stride`` for i in (y, x), zero padded at the picture's border."""
+    top, bottom, y_in = _pads(y, stride[0], m.y.size)
+    left, right, x_in = _pads(x, stride[1], m.x.size)
+    data = m.cut(y_in, x_in)
+    if stride == (1, 1) and _takes_winograd(conv, data, y.length * x.length):
+        return winograd.convolve(data, winograd.transform_weight(conv.weight), (left, right, top, bottom), conv.bias)
+    data = as_format(data)
+    padding = (0, 0)
+    if top == bottom and left == right:
+        padding = (top, left)
+    elif top or bottom or left or right:
+        data = F.pad(data, (left, right, top, bottom))
+    return reshaped(conv, stride, padding)(data)
+
+
+def _pads(out: Span, stride: int, n: int) -> tuple[int, int, Span]:
+    lo, hi = out.lo * stride - 1, (out.hi - 1) * stride + 2
+    return max(0, -lo), max(0, hi - n), Span(max(0, lo), min(n, hi), n)
+
+
+def reshaped(conv: nn.Module, stride: tuple[int, int], padding: tuple[int, int]) -> nn.Module:
+    """The same convolution (its weights shared, its class a host's own perhaps) with another stride and padding."""
+    if tuple(conv.stride) == stride and tuple(conv.padding) == padding:
+        return conv
+    other = copy.copy(conv)
+    other.stride, other.padding = stride, padding
+    return other
+
+
+def _takes_winograd(conv: nn.Module, data: Tensor, pixels: int) -> bool:
+    weight = conv.weight
+    return (FAST.winograd and data.device.type == "cpu" and weight.device == data.device
+            and data.dtype == weight.dtype == torch.float32
+            and min(weight.shape[:2]) >= 64 and pixels >= 3 * max(weight.shape[:2]))
+
+
+def _run_down(block: DownBlock, m: Map, y: Span, x: Span) -> Map:
+    config = block.config
+    if config.op == "none":
+        return Map(m.cut(y, x), y, x)
+    if config.op == "conv":
+        data = _conv_norm_relu(block.down[0], block.down[1], "batch", m, y, x, (config.stride, config.stride))
+    else:
+        data = F.max_pool2d(m.cut(Span(2 * y.lo, 2 * y.hi, m.y.size), Span(2 * x.lo, 2 * x.hi, m.x.size)), 2, 2)
+    return Map(_accumulate(data, _corners(m, y, x)) if config.residual == "bilinear" else data, y, x)
+
+
+def _run_up(block: UpBlock | TransposeConv, m: Map, y: Span, x: Span) -> Map:
+    k = 2 if isinstance(block, TransposeConv) else block.config.scale
+    if isinstance(block, UpBlock) and block.config.op == "none":
+        return Map(m.cut(y, x), y, x)
+    y_in, x_in = Span(y.lo // k, -(-y.hi // k), m.y.size), Span(x.lo // k, -(-x.hi // k), m.x.size)
+    data = block.up(as_format(m.cut(y_in, x_in)))
+    held = Map(data, Span(y_in.lo * k, y_in.hi * k, y.size), Span(x_in.lo * k, x_in.hi * k, x.size))
+    data = held.cut(y, x)
+    if isinstance(block, UpBlock) and block.config.residual == "bilinear":
+        data = _accumulate(data, _corners(m, y, x))
+    return Map(data, y, x)
