@@ -21,6 +21,7 @@ from .layers import ConvBlock
 from .model import UPLiFT
 from .noise import Noise
 from .resample import Span, reads, sample
+from .winograd import keep_filters
 from .windowed import FAST, Map, as_format, need, run, run_sampled, size
 
 Window = tuple[Span, Span]
@@ -155,8 +156,9 @@ class Engine:
         area = max(r.y.length / r.y.size * r.x.length / r.x.size for r in stored) * guide.shape[2] * guide.shape[3]
         bands = max(1, min(math.ceil(area / FAST.band_pixels), max(r.y.length for r in stored)))
         samples = Samples([])
-        for band in range(bands):
-            self._encode_band(guide, _band(stored, band, bands), ys, xs, lattice, samples, stored)
+        with keep_filters():
+            for band in range(bands):
+                self._encode_band(guide, _band(stored, band, bands), ys, xs, lattice, samples, stored)
         return samples
 
     def _lattice(self, requests: list[Request], height: int, width: int) -> tuple[int, int]:

@@ -128,7 +128,7 @@ def run(module: nn.Module, m: Map, y: Span, x: Span) -> Map:
     if isinstance(module, (UpBlock, TransposeConv)):
         return _run_up(module, m, y, x)
     if isinstance(module, nn.Conv2d):  # a 1x1 convolution
-        return Map(module(m.cut(y, x)), y, x)
+        return Map(pointwise(module, m.cut(y, x)), y, x)
     return Map(m.cut(y, x), y, x)
 
 
@@ -160,7 +160,7 @@ def _run_conv_block(block: ConvBlock, m: Map, y: Span, x: Span, steps: tuple[int
         current = Map(data, out_y, out_x)
     data = current.data
     if block.one_by is not None:
-        data = block.one_by(data)
+        data = pointwise(block.one_by, data)
     if block.residual:
         if sampled is not None:
             ys, xs = sampled
@@ -212,7 +212,7 @@ def convolve(conv: nn.Module, m: Map, y: Span, x: Span, stride: tuple[int, int] 
     left, right, x_in = _pads(x, stride[1], m.x.size)
     data = m.cut(y_in, x_in)
     if stride == (1, 1) and _takes_winograd(conv, data, y.length * x.length):
-        return winograd.convolve(data, winograd.transform_weight(conv.weight), (left, right, top, bottom), conv.bias)
+        return winograd.convolve(data, winograd.filters(conv.weight), (left, right, top, bottom), conv.bias)
     data = as_format(data)
     padding = (0, 0)
     if top == bottom and left == right:
@@ -220,6 +220,14 @@ def convolve(conv: nn.Module, m: Map, y: Span, x: Span, stride: tuple[int, int] 
     elif top or bottom or left or right:
         data = F.pad(data, (left, right, top, bottom))
     return reshaped(conv, stride, padding)(data)
+
+
+def pointwise(conv: nn.Module, x: Tensor) -> Tensor:
+    """A 1x1 convolution; on the CPU as one matrix product, which torch's own choice of kernel often is not."""
+    weight = conv.weight
+    if not FAST.channels_last or x.device.type != "cpu" or weight.device != x.device or weight.dtype != x.dtype:
+        return conv(x)
+    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
 
 def _pads(out: Span, stride: int, n: int) -> tuple[int, int, Span]:

@@ -7,6 +7,10 @@ convolution. Inference only; other devices and dtypes have their own kernels for
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
@@ -21,11 +25,34 @@ _G = torch.tensor([[1 / n, p / n, p * p / n] for p, n in zip(_POINTS, _NORMS, st
                   dtype=torch.float64)
 
 
+_kept: ContextVar[dict[int, tuple[Tensor, Tensor]] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def keep_filters() -> Iterator[None]:
+    """Within this block a convolution's filters are transformed once, however often it runs."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def filters(weight: Tensor) -> Tensor:
+    """:func:`transform_weight`, or what a surrounding :func:`keep_filters` has of it."""
+    kept = _kept.get()
+    if kept is None:
+        return transform_weight(weight)
+    if id(weight) not in kept:
+        kept[id(weight)] = (weight, transform_weight(weight))  # holding the weight keeps its id unique
+    return kept[id(weight)][1]
+
+
 def transform_weight(weight: Tensor) -> Tensor:
-    """``o c 3 3 -> 36 c o``: the filters in the transformed domain."""
+    """``o c 3 3 -> 36 o c``: the filters in the transformed domain."""
     o, c = weight.shape[:2]
     both = torch.kron(_G, _G).to(weight.dtype)
-    return (both @ weight.permute(2, 3, 1, 0).reshape(9, c * o)).view(36, c, o)
+    return (both @ weight.reshape(o * c, 9).t()).view(36, o, c)
 
 
 def convolve(x: Tensor, transformed: Tensor, pads: tuple[int, int, int, int], bias: Tensor | None = None) -> Tensor:
@@ -35,7 +62,7 @@ def convolve(x: Tensor, transformed: Tensor, pads: tuple[int, int, int, int], bi
     """
     left, right, top, bottom = pads
     b, c, h, w = x.shape
-    o = transformed.shape[2]
+    o = transformed.shape[1]
     height, width = h + top + bottom - 2, w + left + right - 2
     down, across = -(-height // TILE), -(-width // TILE)
     rows = max(1, _CHUNK_BYTES // (36 * max(c, o) * 4 * across))
@@ -44,20 +71,34 @@ def convolve(x: Tensor, transformed: Tensor, pads: tuple[int, int, int, int], bi
     for i in range(b):
         for first in range(0, down, rows):
             k = min(rows, down - first)
-            padded = x.new_zeros(TILE * k + 2, TILE * across + 2, c)
-            above = TILE * first - top  # the source row that the strip's first row shows
-            y0, y1 = max(above, 0), min(above + TILE * k + 2, h)
-            padded[y0 - above:y1 - above, left:left + w] = source[i, y0:y1]
-            strip = _strip(padded, transformed, k, across)
-            keep = min(TILE * k, height - TILE * first)
-            out[i, TILE * first:TILE * first + keep] = strip[:keep, :width]
+            padded = _padded(source[i], TILE * first - top, -left, TILE * k + 2, TILE * across + 2)
+            target = out[i, TILE * first:TILE * (first + k)]
+            if target.shape[:2] == (TILE * k, TILE * across):
+                _strip(padded, transformed, target.view(k, TILE, across, TILE, o))
+            else:
+                strip = x.new_empty(k, TILE, across, TILE, o)
+                _strip(padded, transformed, strip)
+                target[:] = strip.view(TILE * k, TILE * across, o)[:target.shape[0], :width]
     if bias is not None:
         out += bias
     return out.permute(0, 3, 1, 2)
 
 
-def _strip(padded: Tensor, transformed: Tensor, k: int, across: int) -> Tensor:
-    c, o = transformed.shape[1:]
+def _padded(source: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    """The window of ``h w c`` that begins at (top, left), zeros where it leaves the source."""
+    h, w, c = source.shape
+    if top >= 0 and left >= 0 and top + height <= h and left + width <= w:
+        return source[top:top + height, left:left + width]
+    padded = source.new_zeros(height, width, c)
+    y0, y1, x0, x1 = max(top, 0), min(top + height, h), max(left, 0), min(left + width, w)
+    padded[y0 - top:y1 - top, x0 - left:x1 - left] = source[y0:y1, x0:x1]
+    return padded
+
+
+def _strip(padded: Tensor, transformed: Tensor, out: Tensor) -> None:
+    """One row of tiles, or a few, into ``out`` (``rows 4 across 4 o``)."""
+    o, c = transformed.shape[1:]
+    k, across = out.shape[0], out.shape[2]
     rows = padded.new_empty(6, k, padded.shape[1], c)
     _into([padded[i:i + TILE * k - 3:TILE] for i in range(6)], list(rows))
     data = padded.new_empty(6, 6, k, across, c)
@@ -65,13 +106,12 @@ def _strip(padded: Tensor, transformed: Tensor, k: int, across: int) -> Tensor:
     flat = data.view(36, k * across, c)
     product = padded.new_empty(36, k * across, o)
     for i in range(36):
-        torch.mm(flat[i], transformed[i], out=product[i])
+        torch.mm(flat[i], transformed[i].t(), out=product[i])
     product = product.view(6, 6, k, across, o)
-    out = padded.new_empty(k, TILE, across, TILE, o)
-    for j, column in enumerate(_back([product[:, i] for i in range(6)])):
-        for i, row in enumerate(_back(list(column))):
-            out[:, i, :, j] = row
-    return out.view(k * TILE, across * TILE, o)
+    columns = padded.new_empty(TILE, 6, k, across, o)
+    _back([product[:, i] for i in range(6)], list(columns))
+    for j in range(TILE):
+        _back(list(columns[j]), [out[:, i, :, j] for i in range(TILE)])
 
 
 def _into(d: list[Tensor], out: list[Tensor]) -> None:
@@ -87,12 +127,10 @@ def _into(d: list[Tensor], out: list[Tensor]) -> None:
     torch.add(d[5], d[3], alpha=-(_AA + _BB), out=out[5]).add_(d[1], alpha=_AA * _BB)
 
 
-def _back(m: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Products at the six points to four neighbouring outputs."""
+def _back(m: list[Tensor], out: list[Tensor]) -> None:
+    """Products at the six points to four neighbouring outputs, into ``out``."""
     sum_a, dif_a, sum_b, dif_b = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
-    first = m[0] + sum_a
-    first += sum_b
-    third = (sum_a * _AA).add_(sum_b, alpha=_BB)
-    second = (dif_a * _A).add_(dif_b, alpha=_B)
-    fourth = dif_a.mul_(_A * _AA).add_(dif_b, alpha=_B * _BB).add_(m[5])
-    return first, second, third, fourth
+    torch.add(m[0], sum_a, out=out[0]).add_(sum_b)
+    torch.add(dif_a.mul_(_A), dif_b, alpha=_B, out=out[1])
+    torch.add(sum_a.mul_(_AA), sum_b, alpha=_BB, out=out[2])
+    torch.add(dif_a.mul_(_AA), dif_b, alpha=_B * _BB, out=out[3]).add_(m[5])
