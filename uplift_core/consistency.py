@@ -1,0 +1,29 @@
+"""Low-resolution consistency: an enlarged picture that, shrunk again, gives the pixels it came from."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import InputError
+from .resample import antialias
+
+
+def back_project(image: Tensor, low: Tensor, rounds: int = 4) -> Tensor:
+    """Iterative back-projection (Irani and Peleg 1991): ``y <- y + up(low - down(y))``, a few rounds.
+
+    image: ``b 3 H W``, low: ``b 3 h w``, both in [0, 1]; returns ``b 3 H W`` in [0, 1]. down is antialiased bilinear,
+    up is bicubic. A detail the low-resolution picture does not contradict is left alone.
+    """
+    if image.ndim != 4 or low.ndim != 4 or image.shape[:2] != low.shape[:2]:
+        raise InputError(f"picture {tuple(image.shape)} and low-resolution picture {tuple(low.shape)}; expected the "
+                         "same batch and channels")
+    size, small = (image.shape[2], image.shape[3]), (low.shape[2], low.shape[3])
+    if small[0] > size[0] or small[1] > size[1]:
+        raise InputError(f"the low-resolution picture ({small[1]}x{small[0]}) is larger than the enlarged one "
+                         f"({size[1]}x{size[0]})")
+    y = image.float()
+    target = low.to(image.device).float()
+    for _ in range(rounds):
+        y = y + F.interpolate(target - antialias(y, small), size=size, mode="bicubic", align_corners=False)
+    return y.clamp(0, 1).to(image.dtype)
