@@ -1,8 +1,15 @@
 """UPLiFT: sharp 2x, 4x and 8x enlargement of latents and features, guided by the image (arXiv 2601.17950)."""
 
+from .color import match_color
 from .config import PRESETS, ModelConfig
+from .consistency import back_project
 from .errors import UpliftError
+from .loading import load
 from .model import UPLiFT
+from .tiling import estimate_memory
+from .upscaling import upscale_image, upscale_latents
+from .vae import load_vae
+from .version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["PRESETS", "ModelConfig", "UPLiFT", "UpliftError", "__version__"]
+__all__ = ["PRESETS", "ModelConfig", "UPLiFT", "UpliftError", "__version__", "back_project", "estimate_memory",
+           "load", "load_vae", "match_color", "upscale_image", "upscale_latents"]

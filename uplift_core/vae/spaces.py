@@ -43,7 +43,7 @@ def latent_space(name: str) -> LatentSpace:
 
 
 def spaces_with(channels: int) -> str:
-    """The known spaces with so many channels as words for a message: ``an SD3 or Flux latent``, or empty."""
+    """The known spaces with so many channels as words for a message, such as ``a latent of SDXL``, or empty."""
     titles = [space.title for space in LATENT_SPACES.values() if space.channels == channels]
     return f"a latent of {' or '.join(titles)}" if titles else ""
 
@@ -74,14 +74,14 @@ def unscale_latent(latent: Tensor, name: str) -> Tensor:
 
 
 def check_pair(model_space: str, vae_space: str) -> None:
-    """Raises InputError when an UPLiFT and a VAE are of different latent spaces; an empty name is unknown and passes."""
+    """Raises InputError when an UPLiFT and a VAE differ in the latent space; an empty name is unknown and passes."""
     if not model_space or not vae_space or model_space == vae_space:
         return
     theirs = LATENT_SPACES.get(vae_space)
     vae = f"'{vae_space}'" + (f" ({theirs.title})" if theirs else "")
     ours = LATENT_SPACES.get(model_space)
     if ours is None:
-        raise InputError(f"the model was trained on '{model_space}', which is no latent space of a VAE, and the VAE makes "
-                         f"{vae} latents. Choose a model made for VAE latents, such as sd15-vae")
+        raise InputError(f"the model was trained on '{model_space}', which is no latent space of a VAE, and the VAE "
+                         f"makes {vae} latents. Choose a model made for VAE latents, such as sd15-vae")
     raise InputError(f"the model upscales '{model_space}' ({ours.title}) latents and the VAE makes {vae} latents: the "
                      f"result would be noise or wrong colours. Load {ours.vae}")
