@@ -24,10 +24,11 @@ from uplift_core.errors import (
     OutOfMemory,
     UpliftError,
 )
+from uplift_core.memory import free_memory
 from uplift_core.vae import LATENT_SPACES, Codec, check_pair, load_vae, scale_latent, unscale_latent
 from uplift_core.vae.codec import KLCodec
 from uplift_core.vae.layouts import kl_keys
-from uplift_core.vae.tiles import free_memory, pieces
+from uplift_core.vae.tiles import pieces
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -59,7 +59,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
             raise not_uplift(path, entries)
         state = _read_safetensors(path)
     else:
-        state = _read_torch(path, mapped=kind == "zip")
+        state = read_torch(path, mapped=kind == "zip")
         if not has_uplift_keys(state):
             raise not_uplift(path, state)
     # Copies: what the libraries return is a window onto the file, which somebody may overwrite.
@@ -77,7 +77,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read as safetensors ({bad}). Download it again") from None
 
 
-def _read_torch(path: Path, mapped: bool) -> dict[str, Tensor]:
+def read_torch(path: Path, mapped: bool) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # remarks on pickle protocols; what cannot be read raises anyway

@@ -21,8 +21,8 @@ from .layers import ConvBlock
 from .model import UPLiFT
 from .noise import Noise
 from .resample import Span, reads, sample
-from .winograd import keep_filters
 from .windowed import FAST, Map, as_format, need, run, run_sampled, size
+from .winograd import keep_filters
 
 Window = tuple[Span, Span]
 Tick = Callable[[float], None]
@@ -208,7 +208,7 @@ class Engine:
                     m = run_sampled(part, m, y, x, lattice, thin)  # type: ignore[arg-type]
                 else:
                     m = run(part, m, y, x)
-                self.tick(_work(part, y, x))
+                self.tick(part_work(part, y, x))
             for i, r in enumerate(requests):
                 if r is not None and self.taps[r.source] == p:
                     samples.fill(stored[i], r, m)
@@ -242,7 +242,7 @@ class Engine:
                 m = self._combine(part, m, window, maps, noise, step)
             else:
                 m = run(part, m, *window)
-                self.tick(_work(part, *window))
+                self.tick(part_work(part, *window))
         return m
 
     def _combine(self, part: Concat, m: Map, window: Window, maps: Samples, noise: Noise, step: int) -> Map:
@@ -262,7 +262,7 @@ class Engine:
         attender = self.model.attender
         assert attender is not None
         weights = attender.weights(guide.data)
-        self.tick(_work(attender.conv1, guide.y, guide.x))
+        self.tick(part_work(attender.conv1, guide.y, guide.x))
         if not FAST.block_attender and guide.y.whole and guide.x.whole:
             return Map(pool_reference(weights.to(self.dtype), value.data), guide.y, guide.x)
         scale, r = self.config.step_factor, reach(attender.n)
@@ -285,10 +285,8 @@ class Samples:
 
     def fill(self, whole: Request, part: Request, m: Map) -> None:
         """Put the rows ``part`` of the request ``whole`` in place, sampled from the encoder map ``m``."""
-        for request, data in self.maps:
-            if request == whole:
-                break
-        else:
+        data = next((data for request, data in self.maps if request == whole), None)
+        if data is None:
             data = as_format(m.data.new_empty(m.data.shape[0], m.data.shape[1], whole.y.length, whole.x.length))
             self.maps.append((whole, data))
         values = sample(m.data, _mode(part, m), m.y, m.x, part.y, part.x)
@@ -372,6 +370,6 @@ def _backward(chain: Sequence[Concat | nn.Module], sizes: list[int], out: Span) 
     return spans
 
 
-def _work(part: nn.Module, y: Span, x: Span) -> float:
+def part_work(part: nn.Module, y: Span, x: Span) -> float:
     """Roughly the multiplications of a part on a window."""
     return float(sum(p.numel() for p in part.parameters())) * y.length * x.length

@@ -80,7 +80,7 @@ def fetch(repo: str, filename: str, *, folder: Path | None, by_hand: Path, progr
         raise failed(f"what arrived is not the file ({bad})") from None
     except Exception as error:  # whatever http library and version huggingface_hub brings
         log.debug("download of %s failed", url, exc_info=True)
-        raise failed(_cause(error, url)) from error
+        raise failed(cause(error, url)) from error
     finally:
         if staging and not any(staging.rglob("*.incomplete")):  # what is left of those can be resumed
             shutil.rmtree(staging, ignore_errors=True)
@@ -177,7 +177,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _cause(error: BaseException, url: str) -> str:
+def cause(error: BaseException, url: str) -> str:
     """One clause on the cause. By class names and status, since libraries and versions differ in the classes."""
     chain = list(_chain(error))
     names = {kind.__name__ for e in chain for kind in type(e).__mro__}

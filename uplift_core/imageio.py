@@ -86,9 +86,9 @@ def _read(image: Image.Image) -> Picture:
     kept = exif.tobytes() if len(exif) else None
 
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        values = np.asarray(image, dtype=np.float32)
+        values = np.asarray(image).astype(np.float32)
         top = 65535.0 if image.mode != "F" else max(1.0, float(values.max()))
-        gray = torch.from_numpy(np.clip(values / top, 0, 1))
+        gray = torch.from_numpy(np.clip(values / np.float32(top), 0, 1).astype(np.float32))
         return Picture(gray.expand(3, -1, -1).contiguous(), None, icc, kept, 16, True, notes)
     if image.mode == "CMYK":
         image, icc = _from_cmyk(image, icc, notes)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import DownConfig, GroupConfig, UpConfig
+from .errors import InputError
 
 LAYER_NORM_EPS = 1e-6
 
@@ -24,6 +25,8 @@ def channel_norm(norm: nn.Module, x: Tensor) -> Tensor:
 
 def add_residual(x: Tensor, y: Tensor) -> Tensor:
     """``y`` plus ``x`` cut, or filled up with zeros, to the channels of ``y``. May write into ``y``."""
+    if x.shape[2:] != y.shape[2:]:
+        raise odd_size(tuple(x.shape[2:]), tuple(y.shape[2:]))
     c = min(x.shape[1], y.shape[1])
     if c == y.shape[1]:
         return y.add_(x[:, :c]) if not y.requires_grad else y + x[:, :c]
@@ -31,6 +34,12 @@ def add_residual(x: Tensor, y: Tensor) -> Tensor:
         return y + F.pad(x, (0, 0, 0, 0, 0, y.shape[1] - c))
     y[:, :c] += x
     return y
+
+
+def odd_size(shrunk: tuple[int, ...], block: tuple[int, ...]) -> InputError:
+    """The error for a map of odd size in a halving block: convolutions round up, its residual rounds down."""
+    return InputError(f"a halving block makes a map of {block} of one whose residual is {shrunk}: this model needs "
+                      "guide images whose sides it can halve without remainder; pad the image")
 
 
 def corner_resize(x: Tensor, factor: float) -> Tensor:
@@ -62,12 +71,12 @@ class ConvBlock(nn.Module):
         self.conv = nn.Sequential(*layers)
         self.norm, self.residual, self.stride = group.norm, group.residual, group.stride
 
-    def stages(self) -> list[tuple[nn.Module, nn.Module]]:
+    def stages(self) -> list[tuple[Any, Any]]:
         """The 3x3 convolutions, each with the norm that follows it."""
         return [(self.conv[j], self.conv[j + 1]) for j in range(0, len(self.conv) - 1, 3)]
 
     @property
-    def one_by(self) -> nn.Module | None:
+    def one_by(self) -> Any:
         return self.conv[-1] if isinstance(self.conv[-1], nn.Conv2d) else None
 
     def forward(self, x: Tensor) -> Tensor:

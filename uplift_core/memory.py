@@ -1,20 +1,16 @@
-"""How much memory there is, and how much a piece of work will take."""
+"""How much memory there is, and how it says that there is no more."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
-from .attender import reach
-from .engine import Concat, Engine, Plan
 from .errors import InputError
-from .layers import ConvBlock
-from .resample import Span
-from .windowed import FAST, size
 
 SHARE_OF_FREE = 0.75
 """What part of the free memory is used when no budget is given."""
@@ -39,117 +35,51 @@ def parse_bytes(text: str | int | float | None) -> int | None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device; on the CPU what the machine and its control group leave."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type == "xpu" and hasattr(torch.xpu, "mem_get_info"):
-        return torch.xpu.mem_get_info(device)[0]
-    return min(_machine_free(), _group_free())
+    """Bytes that may be used now on the device; for the CPU those of the machine or its container."""
+    module: Any = getattr(torch, device.type, None)
+    if device.type in ("cuda", "xpu") and hasattr(module, "mem_get_info"):
+        unused = module.memory_reserved(device) - module.memory_allocated(device)
+        return int(module.mem_get_info(device)[0] + unused)
+    return min(_machine(), *_containers())
 
 
-def _machine_free() -> int:
-    try:
-        return int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore
-    except (OSError, TypeError):
-        pass
+def _machine() -> int:
     try:
         import psutil
 
         return int(psutil.virtual_memory().available)
     except ImportError:
-        return 4 << 30
+        pass
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):
+        return 4 << 30  # nothing on this system tells; assume little
 
 
-def _group_free() -> int:
-    for limit, used in (("memory.max", "memory.current"),
-                        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+def _containers() -> Iterator[int]:
+    """What control groups leave to this process (Linux, version 2 and 1), as far as they limit it."""
+    yield 1 << 62
+    root = Path("/sys/fs/cgroup")
+    for limit, used, stat, cache in ((root / "memory.max", root / "memory.current", root / "memory.stat",
+                                      "inactive_file"),
+                                     (root / "memory/memory.limit_in_bytes", root / "memory/memory.usage_in_bytes",
+                                      root / "memory/memory.stat", "total_inactive_file")):
         try:
-            root = Path("/sys/fs/cgroup")
-            return max(0, int((root / limit).read_text()) - int((root / used).read_text()))
+            spare = dict(line.split() for line in stat.read_text().splitlines())
+            yield max(0, int(limit.read_text()) - int(used.read_text()) + int(spare.get(cache, 0)))
         except (OSError, ValueError):
             continue
-    return 1 << 62
 
 
-def work_bytes(engine: Engine, plans: Sequence[Plan], shape: tuple[int, int], guide: tuple[int, int], *,
-               batch: int = 1, element: int = 4) -> int:
-    """Peak working memory of running ``plans`` with one encoding, beyond weights, inputs and results.
-
-    shape: the step's input (rows, columns); guide: the encoded image's. The larger of the encoder's and the
-    decoder's need, plus the sampled maps that live through both.
-    """
-    requests = {r for plan in plans for r in plan.requests}
-    finest: dict[int, tuple[int, int]] = {}
-    for r in requests:
-        area, width = r.y.length * r.x.length, engine.model.encoder.widths[r.source]
-        finest[r.source] = max(finest.get(r.source, (0, 0)), (area, width))
-    kept = batch * element * sum(area * width for area, width in finest.values())
-    encoding = _encoder_bytes(engine, plans, guide, batch, element)
-    decoding = max(_decoder_bytes(engine, plan, batch, element) for plan in plans)
-    return int(kept + max(encoding, decoding)) + (32 << 20)
-
-
-def _filter_bytes(engine: Engine, part: nn.Module, pixels: int, element: int) -> int:
-    """Transformed filters and strips of a Winograd convolution, where one would run."""
-    if not (FAST.winograd and engine.device.type == "cpu" and element == 4 and isinstance(part, ConvBlock)):
-        return 0
-    total = 0
-    for conv, _ in part.stages():
-        o, c = conv.weight.shape[:2]
-        if min(o, c) >= 64 and pixels >= 3 * max(o, c):
-            total += 36 * o * c * element
-    return total
-
-
-def _widths(part: nn.Module | Concat, incoming: int) -> int:
-    if isinstance(part, ConvBlock):
-        return part.stages()[-1][0].weight.shape[0]
-    weight = getattr(getattr(part, "up", part), "weight", None)
-    if weight is None:
-        return incoming
-    return weight.shape[1] if hasattr(part, "up") else weight.shape[0]
-
-
-def _encoder_bytes(engine: Engine, plans: Sequence[Plan], guide: tuple[int, int], batch: int, element: int) -> int:
-    share_y = max(r.y.length / r.y.size for p in plans for r in p.requests)
-    share_x = max(r.x.length / r.x.size for p in plans for r in p.requests)
-    height, width = guide[0] * share_y, min(guide[1], guide[1] * share_x + 20)
-    bands = max(1, -(-int(height * width) // FAST.band_pixels))
-    rows = min(guide[0], height / bands + 20)
-    channels, peak, filters = 3, 0.0, 0
-    shrink = 1.0
-    for part in engine.encoder:
-        incoming, channels = channels, _widths(part, channels)
-        shrink *= size(part, 1 << 10) / (1 << 10)
-        pixels = rows * width * shrink**2
-        copies = 4 if isinstance(part, ConvBlock) else 2
-        peak = max(peak, batch * element * pixels * (2 * incoming + copies * channels))
-        filters += _filter_bytes(engine, part, int(pixels), element)
-    return int(peak) + filters + (48 << 20)
-
-
-def _decoder_bytes(engine: Engine, plan: Plan, batch: int, element: int) -> int:
-    peak, channels = 0, engine.config.channels
-    for chain, windows in ((engine.decoder, plan.decoder), (engine.refiner, plan.refiner)):
-        if chain is engine.refiner:
-            channels = engine.config.channels
-        for part, (y, x) in zip(chain, windows[1:], strict=True):
-            incoming, pixels = channels, y.length * x.length
-            if isinstance(part, Concat):
-                channels += engine.model.encoder.widths[part.source] + part.noise_channels
-                held = incoming + channels
-            else:
-                channels = _widths(part, channels)
-                held = 2 * incoming + 4 * channels
-            filters = 0 if isinstance(part, Concat) else _filter_bytes(engine, part, pixels, element)
-            peak = max(peak, batch * element * pixels * held + filters)
-        if chain is engine.decoder and engine.model.attender is not None:
-            y, x = windows[-1]
-            n, r = engine.model.attender.n, reach(engine.model.attender.n)
-            near = (y.length // engine.config.step_factor + 2 * r) * (x.length // engine.config.step_factor + 2 * r)
-            pooled = y.length * x.length * (channels + 3 * n + 2 * engine.config.channels)
-            peak = max(peak, batch * element * (pooled + 2 * near * engine.config.channels) + (64 << 20))
-    return peak + (48 << 20)
-
-
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch reports exhausted memory, which it does in several ways."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        s in text for s in ("out of memory", "not enough memory", "can't allocate memory"))

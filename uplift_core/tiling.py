@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .engine import Engine, Plan
 from .errors import Cancelled, InputError, OutOfMemory
-from .memory import SHARE_OF_FREE, free_memory, work_bytes
+from .estimate import plan_work, work_bytes
+from .memory import SHARE_OF_FREE, free_memory, is_out_of_memory
 from .model import UPLiFT
 from .noise import Noise
 from .resample import Span
@@ -193,14 +194,6 @@ def _quarters(window: tuple[Span, Span], unit: int) -> list[tuple[Span, Span]]:
     return [(y, x) for y in halves[0] for x in halves[1]]
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is some device's way of saying that memory ran out."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
-
-
 def _free_cache(model: UPLiFT) -> None:
     device = next(model.parameters()).device.type
     backend = getattr(torch, device, None)
@@ -223,11 +216,11 @@ class _Meter:
         self.weight = float(self.total)
         if tile is None:
             plans = [engine.plan(*engine.grown(shape, i)) for i in range(job.steps)]
-            self.expected = sum(_plan_work(engine, job.image, p, i == 0 or not engine.config.share_encoder)
+            self.expected = sum(plan_work(engine, job.image, p, i == 0 or not engine.config.share_encoder)
                                 for i, p in enumerate(plans))
 
     def start(self, engine: Engine, guide: Tensor, plan: Plan) -> None:
-        self.here, self.expected = 0.0, _plan_work(engine, guide, plan, True)
+        self.here, self.expected = 0.0, plan_work(engine, guide, plan, True)
         y, x = plan.out
         self.weight = self.share * y.length * x.length / (y.size * x.size)
 
@@ -242,17 +235,3 @@ class _Meter:
         self.done += share * self.share
         if self.job.progress is not None:
             self.job.progress(min(self.done, float(self.total)), self.total)
-
-
-def _plan_work(engine: Engine, guide: Tensor, plan: Plan, encodes: bool) -> float:
-    from .engine import Concat, _work
-
-    work = 0.0
-    for chain, windows in ((engine.decoder, plan.decoder), (engine.refiner, plan.refiner)):
-        work += sum(_work(part, y, x) for part, (y, x) in zip(chain, windows[1:], strict=True)
-                    if not isinstance(part, Concat))
-    if encodes:
-        y = max(r.y.length / r.y.size for r in plan.requests) * guide.shape[2]
-        x = max(r.x.length / r.x.size for r in plan.requests) * guide.shape[3]
-        work += sum(float(p.numel()) for p in engine.model.encoder.parameters()) * y * x
-    return max(work, 1.0)

@@ -12,14 +12,14 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import winograd
-from .layers import ConvBlock, DownBlock, TransposeConv, UpBlock, channel_norm
+from .layers import ConvBlock, DownBlock, TransposeConv, UpBlock, channel_norm, odd_size
 from .resample import Span, reads, sample
 
 
@@ -74,14 +74,23 @@ def as_format(x: Tensor) -> Tensor:
 def size(module: nn.Module, n: int) -> int:
     """Length of the whole output axis for a whole input axis of n."""
     if isinstance(module, ConvBlock):
+        shrunk = n // 2 if module.residual and module.stride == 2 else None
         for _ in module.stages():
             n = (n - 1) // module.stride + 1
-        return n
+        return _agreed(n, shrunk)
     if isinstance(module, DownBlock):
-        return {"none": n, "max": n // 2}.get(module.config.op, (n - 1) // module.config.stride + 1)
+        config = module.config
+        out = {"none": n, "max": n // 2}.get(config.op, (n - 1) // config.stride + 1)
+        return _agreed(out, int(n * config.factor) if config.residual == "bilinear" else None)
     if isinstance(module, TransposeConv):
         return n * 2
     return n * module.config.scale if isinstance(module, UpBlock) else n
+
+
+def _agreed(n: int, residual: int | None) -> int:
+    if residual is not None and residual != n:
+        raise odd_size((residual,), (n,))
+    return n
 
 
 def need(module: nn.Module, out: Span, n: int) -> Span:
@@ -185,7 +194,7 @@ def _corners(m: Map, y: Span, x: Span) -> Tensor:
     return sample(m.data, "corners", m.y, m.x, y, x)
 
 
-def _conv_norm_relu(conv: nn.Module, norm: nn.Module, kind: str, m: Map, y: Span, x: Span,
+def _conv_norm_relu(conv: Any, norm: Any, kind: str, m: Map, y: Span, x: Span,
                     stride: tuple[int, int]) -> Tensor:
     if kind == "batch" and FAST.fold_batch_norm:
         return convolve(fold(conv, norm), m, y, x, stride).relu_()
@@ -193,7 +202,7 @@ def _conv_norm_relu(conv: nn.Module, norm: nn.Module, kind: str, m: Map, y: Span
     return (norm(data) if kind == "batch" else channel_norm(norm, data)).relu_()
 
 
-def fold(conv: nn.Module, norm: nn.Module) -> nn.Module:
+def fold(conv: Any, norm: Any) -> Any:
     """The convolution with the batch norm behind it worked into its weights; the originals stay as they are."""
     scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
     bias = 0 if conv.bias is None else conv.bias.float()
@@ -206,7 +215,7 @@ def fold(conv: nn.Module, norm: nn.Module) -> nn.Module:
     return folded
 
 
-def convolve(conv: nn.Module, m: Map, y: Span, x: Span, stride: tuple[int, int] = (1, 1)) -> Tensor:
+def convolve(conv: Any, m: Map, y: Span, x: Span, stride: tuple[int, int] = (1, 1)) -> Tensor:
     """The 3x3 convolution's output at positions ``i * stride`` for i in (y, x), zero padded at the picture's border."""
     top, bottom, y_in = _pads(y, stride[0], m.y.size)
     left, right, x_in = _pads(x, stride[1], m.x.size)
@@ -222,7 +231,7 @@ def convolve(conv: nn.Module, m: Map, y: Span, x: Span, stride: tuple[int, int] 
     return reshaped(conv, stride, padding)(data)
 
 
-def pointwise(conv: nn.Module, x: Tensor) -> Tensor:
+def pointwise(conv: Any, x: Tensor) -> Tensor:
     """A 1x1 convolution; on the CPU as one matrix product, which torch's own choice of kernel often is not."""
     weight = conv.weight
     if not FAST.channels_last or x.device.type != "cpu" or weight.device != x.device or weight.dtype != x.dtype:
@@ -235,7 +244,7 @@ def _pads(out: Span, stride: int, n: int) -> tuple[int, int, Span]:
     return max(0, -lo), max(0, hi - n), Span(max(0, lo), min(n, hi), n)
 
 
-def reshaped(conv: nn.Module, stride: tuple[int, int], padding: tuple[int, int]) -> nn.Module:
+def reshaped(conv: Any, stride: tuple[int, int], padding: tuple[int, int]) -> Any:
     """The same convolution (its weights shared, its class a host's own perhaps) with another stride and padding."""
     if tuple(conv.stride) == stride and tuple(conv.padding) == padding:
         return conv
@@ -244,7 +253,7 @@ def reshaped(conv: nn.Module, stride: tuple[int, int], padding: tuple[int, int])
     return other
 
 
-def _takes_winograd(conv: nn.Module, data: Tensor, pixels: int) -> bool:
+def _takes_winograd(conv: Any, data: Tensor, pixels: int) -> bool:
     weight = conv.weight
     return (FAST.winograd and data.device.type == "cpu" and weight.device == data.device
             and data.dtype == weight.dtype == torch.float32

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, OutOfMemory
+from ..memory import free_memory, is_out_of_memory
 from .spaces import check_channels
-from .tiles import check_stop, free_memory, is_out_of_memory, run_tiled
+from .tiles import check_stop, run_tiled
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import hub
-from ..checkpoints import _read_torch as read_torch
+from ..checkpoints import read_torch
 from ..devices import choose_device, choose_dtype
 from ..errors import CheckpointError, DownloadError, InputError, MissingExtra
 from ..foreign import SUFFIXES, kind_of, looks_like, safetensors_header
@@ -267,7 +267,7 @@ def _out_of_reach(repo: str, filename: str, error: Exception) -> DownloadError:
     folder = f"the files of its folder {filename.rpartition('/')[0]}/" if "/" in filename else "its files"
     return DownloadError(
         f"the VAE {repo} is not on this machine and could not be downloaded from {_address(repo)}: "
-        f"{hub._cause(error, _address(repo))}. Pass the path of a VAE file or checkpoint that you have, or get "
+        f"{hub.cause(error, _address(repo))}. Pass the path of a VAE file or checkpoint that you have, or get "
         f"{folder} config.json and {WEIGHTS[0]} with a browser, put both into one folder, and pass that folder's path")
 
 

@@ -5,11 +5,9 @@ All lengths here are in latent pixels; ``src`` and ``dst`` say how many pixels o
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,54 +76,3 @@ def check_stop(should_stop: Callable[[], bool] | None) -> None:
     """Raises Cancelled when the caller wants to stop."""
     if should_stop is not None and should_stop():
         raise Cancelled("stopped on request")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch reports exhausted memory, which it does in several ways."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        s in text for s in ("out of memory", "not enough memory", "can't allocate memory"))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that may be used now on the device; for the CPU those of the machine or its container."""
-    module: Any = getattr(torch, device.type, None)
-    if device.type in ("cuda", "xpu") and hasattr(module, "mem_get_info"):
-        unused = module.memory_reserved(device) - module.memory_allocated(device)
-        return int(module.mem_get_info(device)[0] + unused)
-    return min(_machine(), *_containers())
-
-
-def _machine() -> int:
-    try:
-        import psutil
-
-        return int(psutil.virtual_memory().available)
-    except ImportError:
-        pass
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):
-        return 4 << 30  # nothing on this system tells; assume little
-
-
-def _containers() -> Iterator[int]:
-    """What control groups leave to this process (Linux, version 2 and 1), as far as they limit it."""
-    yield 1 << 62
-    root = Path("/sys/fs/cgroup")
-    for limit, used, stat, cache in ((root / "memory.max", root / "memory.current", root / "memory.stat",
-                                      "inactive_file"),
-                                     (root / "memory/memory.limit_in_bytes", root / "memory/memory.usage_in_bytes",
-                                      root / "memory/memory.stat", "total_inactive_file")):
-        try:
-            spare = dict(line.split() for line in stat.read_text().splitlines())
-            yield max(0, int(limit.read_text()) - int(used.read_text()) + int(spare.get(cache, 0)))
-        except (OSError, ValueError):
-            continue

@@ -1,0 +1,144 @@
+"""Time and peak memory of the plain and the fast form, over sizes, each measurement in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import PRESETS
+from .devices import choose_device, choose_dtype
+from .errors import InputError
+from .measure import peak_memory
+from .model import UPLiFT
+from .noise import SeededNoise
+from .tiling import Job, choose_tile, run
+from .windowed import fast_forms
+
+FORMS: dict[str, dict[str, bool]] = {
+    "plain": {},
+    "fast": {},
+    "no channels_last": {"channels_last": False, "winograd": False},
+    "no winograd": {"winograd": False},
+    "no sampled encoder": {"sampled_encoder": False},
+    "no folded norm": {"fold_batch_norm": False},
+    "no block attender": {"block_attender": False},
+}
+"""What can be measured: the definition, all shortcuts, and all but one."""
+
+
+@dataclass
+class Measurement:
+    """One row: a model run once in a fresh process. ``base``: bytes before the run (program and weights)."""
+
+    model: str
+    form: str
+    image: int
+    steps: int
+    tokens: int
+    seconds: float
+    peak: int
+    base: int
+
+
+def measure(model: str, form: str, image: int, steps: int, *, device: str = "auto", dtype: str = "auto",
+            threads: int = 0, tile: str | int | None = None, runs: int = 1) -> Measurement:
+    """Run one case in this process, with random weights (time and memory do not depend on them)."""
+    if threads:
+        torch.set_num_threads(threads)
+    where = choose_device(device)
+    config = PRESETS[model]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        net = UPLiFT(config).eval().requires_grad_(False).to(where, choose_dtype(dtype, where))
+        side = image // config.patch
+        picture = torch.rand(1, 3, side * config.patch, side * config.patch)
+        latent = torch.randn(1, config.channels, side, side)
+        base = peak_memory(where)
+        times = []
+        for _ in range(runs):
+            begun = time.perf_counter()
+            _run(net, form, picture, latent, steps, tile, where)
+            times.append(time.perf_counter() - begun)
+    return Measurement(model, form, image, steps, side * side, statistics.median(times), peak_memory(where), base)
+
+
+def _run(net: UPLiFT, form: str, picture: torch.Tensor, latent: torch.Tensor, steps: int, tile: str | int | None,
+         where: torch.device) -> None:
+    if form == "plain":
+        dtype = next(net.parameters()).dtype
+        net(picture.to(where, dtype), latent.to(where, dtype), steps, form="plain")
+    else:
+        with fast_forms(**FORMS[form]):
+            job = Job(net, picture, latent, steps, SeededNoise(0))
+            run(job, choose_tile(job, None) if tile == "auto" else tile)  # type: ignore[arg-type]
+    if where.type != "cpu":
+        getattr(torch, where.type).synchronize()
+
+
+def compare(model: str, forms: list[str], sizes: list[int], steps: int, **options: Any) -> list[Measurement]:
+    """All forms at all sizes, the forms in turn, each in a process of its own."""
+    unknown = [f for f in forms if f not in FORMS]
+    if unknown or model not in PRESETS:
+        raise InputError(f"unknown {'form ' + unknown[0] if unknown else 'model ' + model}; forms: "
+                         f"{', '.join(FORMS)}; models: {', '.join(PRESETS)}")
+    rows = []
+    for image in sizes:
+        for form in forms:
+            request = json.dumps({"model": model, "form": form, "image": image, "steps": steps, **options})
+            root = str(Path(__file__).resolve().parent.parent)
+            path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+            done = subprocess.run([sys.executable, "-m", "uplift_core.benchmark", request], capture_output=True,
+                                  text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
+            if done.returncode:
+                raise InputError(f"measuring {form} at {image} failed: {done.stderr.strip().splitlines()[-1:]}")
+            rows.append(Measurement(**json.loads(done.stdout.splitlines()[-1])))
+    return rows
+
+
+def report(rows: list[Measurement]) -> dict[str, Any]:
+    """The measurements with what they were taken on, for a JSON file."""
+    return {"machine": {"processor": platform.processor() or platform.machine(), "system": platform.system(),
+                        "python": platform.python_version(), "torch": torch.__version__,
+                        "threads": torch.get_num_threads()},
+            "rows": [asdict(row) for row in rows]}
+
+
+def plot(rows: list[Measurement], path: Path) -> None:
+    """Seconds and peak memory against tokens, both axes logarithmic (as in the paper's figure 1)."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        from .errors import MissingExtra
+
+        raise MissingExtra("matplotlib", "bench", "Drawing the plot") from error
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for form in dict.fromkeys(row.form for row in rows):
+        mine = [row for row in rows if row.form == form]
+        tokens = [row.tokens for row in mine]
+        left.plot(tokens, [row.seconds for row in mine], "o-", label=form)
+        right.plot(tokens, [row.peak / 2**20 for row in mine], "o-", label=form)
+    for axis, label in ((left, "seconds"), (right, "peak memory of the process, MB")):
+        axis.set(xscale="log", yscale="log", xlabel="input tokens (latent pixels)", ylabel=label)
+        ticks = sorted({row.tokens for row in rows})
+        axis.set_xticks(ticks, [str(t) for t in ticks])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    left.legend()
+    figure.suptitle(f"{rows[0].model}, {2 ** rows[0].steps}x")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(asdict(measure(**json.loads(sys.argv[1])))) + "\n")

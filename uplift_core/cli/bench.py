@@ -1,0 +1,44 @@
+"""``uplift bench``: what each fast form brings on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .. import benchmark
+
+
+def bench(model: str = typer.Option("sd15-vae", help="Which model's sizes (weights are random)."),
+          sizes: str = typer.Option("128,192,256", help="Sides of the guide image, in pixels."),
+          scale: int = typer.Option(2, help="2, 4, 8 or 16."),
+          forms: str = typer.Option("plain,fast", help=f"Some of: {', '.join(benchmark.FORMS)}; or all."),
+          tile: str = typer.Option("off", help="off, auto or a side in pixels, for the fast forms."),
+          device: str = typer.Option("auto"), dtype: str = typer.Option("auto"),
+          threads: int = typer.Option(0, help="CPU threads; 0 leaves it to torch."),
+          runs: int = typer.Option(1, min=1, help="Runs in each process; the median counts."),
+          out: Optional[Path] = typer.Option(None, "-o", help="Folder for bench.json and bench.png."),
+          ) -> None:
+    """Time and peak memory of the plain and the fast form, each size in its own process."""
+    chosen = list(benchmark.FORMS) if forms == "all" else [f.strip() for f in forms.split(",")]
+    side: str | int | None = tile if tile == "auto" else int(tile) if tile.isdigit() else None
+    rows = benchmark.compare(model, chosen, [int(s) for s in sizes.split(",")], scale.bit_length() - 1, tile=side,
+                             device=device, dtype=dtype, threads=threads, runs=runs)
+    table = Table("image", "tokens", "form", "seconds", "peak MB", "of it before", "vs plain", box=None,
+                  pad_edge=False)
+    plain = {row.image: row for row in rows if row.form == "plain"}
+    for row in rows:
+        ratio = f"{plain[row.image].seconds / row.seconds:.2f}x" if row.image in plain else ""
+        table.add_row(str(row.image), str(row.tokens), row.form, f"{row.seconds:.2f}", f"{row.peak / 2**20:.0f}",
+                      f"{row.base / 2**20:.0f}", ratio)
+    console = Console()
+    console.print(table, highlight=False)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "bench.json").write_text(json.dumps(benchmark.report(rows), indent=2) + "\n")
+        benchmark.plot(rows, out / "bench.png")
+        console.print(f"written to {out / 'bench.json'} and {out / 'bench.png'}", highlight=False, soft_wrap=True)

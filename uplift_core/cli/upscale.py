@@ -1,0 +1,158 @@
+"""``uplift upscale``: pictures and folders in, larger pictures out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..errors import InputError, UpliftError
+from ..imageio import MAX_PIXELS, WRITABLE, Picture, check_output, find_pictures, output_format, read_picture
+from ..imageio import write_picture as write
+from ..loading import load
+from ..measure import peak_memory
+from ..memory import parse_bytes
+from ..upscaling import check_options, parse_tile, upscale_image
+from ..vae import load_vae
+from ..version import __version__
+
+
+@dataclass
+class Row:
+    """A line of the summary."""
+
+    source: Path
+    target: Path | None
+    size: str = ""
+    seconds: float = 0.0
+    error: str = ""
+
+
+def upscale(
+    sources: list[Path] = typer.Argument(metavar="PHOTO|FOLDER...", help="Pictures, or folders of pictures."),
+    out: Optional[Path] = typer.Option(None, "-o", "--out", help="A file (for one picture) or a folder; default: "
+                                       "beside the source, as NAME_2x.png."),
+    scale: float = typer.Option(2, help="Factor, above 1, up to 8."),
+    model: str = typer.Option("sd15-vae", help="Known name or weights file."),
+    vae: str = typer.Option("", help="VAE file, folder or name; default: the one the model was made for."),
+    seed: int = typer.Option(0, help="Same seed, same picture."),
+    noise: float = typer.Option(1.0, min=0.0, max=2.0, help="Strength of the noise the model reads."),
+    tile: str = typer.Option("auto", help="auto, off, or a side in pixels."),
+    memory: str = typer.Option("", help="Working memory, like 4GB; default: most of what is free."),
+    color_fix: str = typer.Option("mean", help="none, mean, adain or wavelet."),
+    consistency: bool = typer.Option(False, help="Pin the result to the pixels given (back-projection)."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, xpu, mps."),
+    dtype: str = typer.Option("auto", help="auto, fp32, fp16, bf16."),
+    quality: int = typer.Option(95, min=1, max=100, help="Of JPEG and WebP."),
+    overwrite: bool = typer.Option(False, help="Replace files that exist."),
+    offline: bool = typer.Option(False, help="Never download."),
+    max_pixels: int = typer.Option(MAX_PIXELS, help="Refuse larger pictures unread."),
+) -> None:
+    """Enlarge pictures. Existing files are kept unless --overwrite is given; the settings go into the new files."""
+    console = Console(stderr=True)
+    check_options(scale, color_fix)
+    budget = parse_bytes(memory or None)
+    parse_tile(tile, 1)
+    jobs = _targets(find_pictures(sources), out, scale)
+    net = load(model, device=device, dtype=dtype, offline=offline or None)
+    parameter = next(net.parameters())
+    codec = load_vae(vae or _default_vae(net.config.latent_space), device=parameter.device, dtype=parameter.dtype)
+    settings = {"version": __version__, "model": model, "vae": vae or net.config.latent_space, "scale": scale,
+                "seed": seed, "noise": noise, "color_fix": color_fix, "consistency": consistency,
+                "dtype": str(parameter.dtype).removeprefix("torch.")}
+    options = {"scale": scale, "seed": seed, "noise_strength": noise, "tile": tile, "memory_budget": budget,
+               "color_fix": color_fix, "consistency": consistency}
+    rows: list[Row] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    stopped = False
+    try:
+        with Progress(*columns, console=console, transient=True) as bar:
+            overall = bar.add_task("pictures", total=len(jobs), visible=len(jobs) > 1)
+            tiles = bar.add_task("", total=None)
+            for source, target in jobs:
+                bar.update(tiles, description=escape(source.name), completed=0, total=None)
+                rows.append(_one(source, target, net, codec, options, settings, quality, overwrite, max_pixels, bar,
+                                 tiles))
+                bar.advance(overall)
+    except KeyboardInterrupt:
+        stopped = True
+    _summary(rows, parameter.device)
+    if stopped:
+        console.print(f"[yellow]stopped[/]: {sum(not r.error for r in rows)} of {len(jobs)} pictures are finished")
+        raise typer.Exit(130)
+    if any(row.error for row in rows):
+        raise typer.Exit(1)
+
+
+def _default_vae(space: str) -> str:
+    if not space:
+        raise InputError("the model file does not say which latents it enlarges; name a VAE with --vae")
+    return space
+
+
+def _targets(found: list[tuple[Path, Path]], out: Path | None, scale: float) -> list[tuple[Path, Path]]:
+    """Where each picture goes. A single picture may be given a file name; folders keep their names."""
+    if out is not None and out.suffix.lower() in WRITABLE and not out.is_dir():
+        if len(found) > 1:
+            raise InputError(f"{out} is one file, but there are {len(found)} pictures; give a folder")
+        return [(found[0][0], out)]
+    if out is not None and out.suffix and not out.exists() and len(found) == 1 and found[0][1].parent == Path():
+        output_format(out)  # a file was meant, of a kind that cannot be written
+    jobs, taken = [], dict[Path, Path]()
+    for source, name in found:
+        suffix = source.suffix if source.suffix.lower() in WRITABLE else ".png"
+        target = out / name.with_suffix(suffix) if out else source.with_name(f"{source.stem}_{scale:g}x{suffix}")
+        if target in taken:
+            raise InputError(f"{source} and {taken[target]} would both be written to {target}; run them separately")
+        taken[target] = source
+        jobs.append((source, target))
+    return jobs
+
+
+def _one(source: Path, target: Path, net: Any, codec: Any, options: dict[str, Any], settings: dict[str, Any],
+         quality: int, overwrite: bool, max_pixels: int, bar: Progress, tiles: TaskID) -> Row:
+    row = Row(source, target)
+    begun = time.perf_counter()
+    try:
+        if target.resolve() == source.resolve():
+            raise InputError(f"{source}: the result would replace the picture itself; choose another -o")
+        picture = read_picture(source, max_pixels)
+        size = [max(1, round(n * options["scale"])) for n in picture.rgb.shape[1:]]
+        check_output(target, size[1], size[0], overwrite=overwrite)
+        for note in picture.notes:
+            bar.console.print(f"[yellow]{escape(source.name)}[/]: {escape(note)}")
+        rgb = upscale_image(net, codec, picture.rgb, **options,
+                            progress=lambda done, total: bar.update(tiles, completed=round(done, 1), total=total))
+        alpha = None
+        if picture.alpha is not None:
+            alpha = torch.nn.functional.interpolate(picture.alpha[None], size=tuple(size), mode="bicubic",
+                                                    antialias=True)[0].clamp(0, 1)
+        write(Picture(rgb, alpha, picture.icc, picture.exif, picture.bits, picture.gray), target, settings=settings,
+              quality=quality, overwrite=overwrite)
+        row.size = f"{picture.rgb.shape[2]}x{picture.rgb.shape[1]} -> {size[1]}x{size[0]}"
+    except UpliftError as error:
+        row.error = str(error)
+    except OSError as error:
+        row.error = f"{target}: cannot be written ({error.strerror or error})"
+    row.seconds = time.perf_counter() - begun
+    return row
+
+
+def _summary(rows: list[Row], device: torch.device) -> None:
+    table = Table("picture", "size", "seconds", "written to", box=None, pad_edge=False)
+    for row in rows:
+        if row.error:
+            table.add_row(escape(row.source.name), "[red]failed", f"{row.seconds:.1f}", f"[red]{escape(row.error)}")
+        else:
+            table.add_row(escape(row.source.name), row.size, f"{row.seconds:.1f}", escape(str(row.target)))
+    console = Console()
+    console.print(table, highlight=False)
+    console.print(f"peak memory {peak_memory(device) / 2**20:.0f} MB on {device}", highlight=False)

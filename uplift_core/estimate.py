@@ -1,0 +1,106 @@
+"""How much memory, and how many multiplications, a plan of the engine takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .attender import reach
+from .engine import Concat, Engine, Plan, part_work
+from .layers import ConvBlock
+from .windowed import FAST, size
+
+
+def work_bytes(engine: Engine, plans: Sequence[Plan], shape: tuple[int, int], guide: tuple[int, int], *,
+               batch: int = 1, element: int = 4) -> int:
+    """Peak working memory of running ``plans`` with one encoding, beyond weights, inputs and results.
+
+    shape: the step's input (rows, columns); guide: the encoded image's. The larger of the encoder's and the
+    decoder's need, plus the sampled maps that live through both.
+    """
+    requests = {r for plan in plans for r in plan.requests}
+    finest: dict[int, tuple[int, int]] = {}
+    for r in requests:
+        area, width = r.y.length * r.x.length, engine.model.encoder.widths[r.source]
+        finest[r.source] = max(finest.get(r.source, (0, 0)), (area, width))
+    kept = batch * element * sum(area * width for area, width in finest.values())
+    encoding = _encoder_bytes(engine, plans, guide, batch, element)
+    decoding = max(_decoder_bytes(engine, plan, batch, element) for plan in plans)
+    return int(kept + max(encoding, decoding)) + (32 << 20)
+
+
+def _filter_bytes(engine: Engine, part: nn.Module, pixels: int, element: int) -> int:
+    """Transformed filters and strips of a Winograd convolution, where one would run."""
+    if not (FAST.winograd and engine.device.type == "cpu" and element == 4 and isinstance(part, ConvBlock)):
+        return 0
+    total = 0
+    for conv, _ in part.stages():
+        o, c = conv.weight.shape[:2]
+        if min(o, c) >= 64 and pixels >= 3 * max(o, c):
+            total += 36 * o * c * element
+    return total
+
+
+def _widths(part: nn.Module | Concat, incoming: int) -> int:
+    if isinstance(part, ConvBlock):
+        return part.stages()[-1][0].weight.shape[0]
+    weight = getattr(getattr(part, "up", part), "weight", None)
+    if weight is None:
+        return incoming
+    return weight.shape[1] if hasattr(part, "up") else weight.shape[0]
+
+
+def _encoder_bytes(engine: Engine, plans: Sequence[Plan], guide: tuple[int, int], batch: int, element: int) -> int:
+    share_y = max(r.y.length / r.y.size for p in plans for r in p.requests)
+    share_x = max(r.x.length / r.x.size for p in plans for r in p.requests)
+    height, width = guide[0] * share_y, min(guide[1], guide[1] * share_x + 20)
+    bands = max(1, -(-int(height * width) // FAST.band_pixels))
+    rows = min(guide[0], height / bands + 20)
+    channels, peak, filters = 3, 0.0, 0
+    shrink = 1.0
+    for part in engine.encoder:
+        incoming, channels = channels, _widths(part, channels)
+        shrink *= size(part, 1 << 10) / (1 << 10)
+        pixels = rows * width * shrink**2
+        copies = 4 if isinstance(part, ConvBlock) else 2
+        peak = max(peak, batch * element * pixels * (2 * incoming + copies * channels))
+        filters += _filter_bytes(engine, part, int(pixels), element)
+    return int(peak) + filters + (48 << 20)
+
+
+def _decoder_bytes(engine: Engine, plan: Plan, batch: int, element: int) -> int:
+    peak, channels = 0, engine.config.channels
+    for chain, windows in ((engine.decoder, plan.decoder), (engine.refiner, plan.refiner)):
+        if chain is engine.refiner:
+            channels = engine.config.channels
+        for part, (y, x) in zip(chain, windows[1:], strict=True):
+            incoming, pixels = channels, y.length * x.length
+            if isinstance(part, Concat):
+                channels += engine.model.encoder.widths[part.source] + part.noise_channels
+                held = incoming + channels
+            else:
+                channels = _widths(part, channels)
+                held = 2 * incoming + 4 * channels
+            filters = 0 if isinstance(part, Concat) else _filter_bytes(engine, part, pixels, element)
+            peak = max(peak, batch * element * pixels * held + filters)
+        if chain is engine.decoder and engine.model.attender is not None:
+            y, x = windows[-1]
+            n, r = engine.model.attender.n, reach(engine.model.attender.n)
+            near = (y.length // engine.config.step_factor + 2 * r) * (x.length // engine.config.step_factor + 2 * r)
+            pooled = y.length * x.length * (channels + 3 * n + 2 * engine.config.channels)
+            peak = max(peak, batch * element * (pooled + 2 * near * engine.config.channels) + (64 << 20))
+    return peak + (48 << 20)
+
+
+def plan_work(engine: Engine, guide: Tensor, plan: Plan, encodes: bool) -> float:
+    """Roughly the multiplications of a plan, in the unit of the engine's ticks."""
+    work = 0.0
+    for chain, windows in ((engine.decoder, plan.decoder), (engine.refiner, plan.refiner)):
+        work += sum(part_work(part, y, x) for part, (y, x) in zip(chain, windows[1:], strict=True)
+                    if not isinstance(part, Concat))
+    if encodes:
+        y = max(r.y.length / r.y.size for r in plan.requests) * guide.shape[2]
+        x = max(r.x.length / r.x.size for r in plan.requests) * guide.shape[3]
+        work += sum(float(p.numel()) for p in engine.model.encoder.parameters()) * y * x
+    return max(work, 1.0)
