@@ -37,7 +37,7 @@ def _filter_bytes(engine: Engine, part: nn.Module, pixels: int, element: int) ->
     total = 0
     for conv, _ in part.stages():
         o, c = conv.weight.shape[:2]
-        if min(o, c) >= 64 and pixels >= 3 * max(o, c):
+        if min(o, c) >= FAST.winograd_channels and pixels >= 3 * max(o, c):
             total += 36 * o * c * element
     return total
 

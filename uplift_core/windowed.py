@@ -29,6 +29,7 @@ class FastForms:
 
     channels_last: bool = True
     winograd: bool = True
+    winograd_channels: int = 64  # below, its transforms cost more than they save
     fold_batch_norm: bool = True
     sampled_encoder: bool = True
     block_attender: bool = True
@@ -257,7 +258,7 @@ def _takes_winograd(conv: Any, data: Tensor, pixels: int) -> bool:
     weight = conv.weight
     return (FAST.winograd and data.device.type == "cpu" and weight.device == data.device
             and data.dtype == weight.dtype == torch.float32
-            and min(weight.shape[:2]) >= 64 and pixels >= 3 * max(weight.shape[:2]))
+            and min(weight.shape[:2]) >= FAST.winograd_channels and pixels >= 3 * max(weight.shape[:2]))
 
 
 def _run_down(block: DownBlock, m: Map, y: Span, x: Span) -> Map:

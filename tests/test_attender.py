@@ -1,0 +1,66 @@
+"""The Local Attender: a convex mean of neighbours, in both its forms."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from uplift_core.attender import OFFSETS, LocalAttender, pool, pool_reference, reach
+
+
+@pytest.mark.parametrize("n", OFFSETS)
+def test_offsets_are_n_neighbours_in_row_major_order(n):
+    assert len(set(OFFSETS[n])) == n
+    assert list(OFFSETS[n]) == sorted(OFFSETS[n])
+    assert (0, 0) in OFFSETS[n]
+    assert {(-dy, -dx) for dy, dx in OFFSETS[n]} == set(OFFSETS[n])
+
+
+def test_the_seventeen():
+    far = [(dy, dx) for dy, dx in OFFSETS[17] if max(abs(dy), abs(dx)) == 2]
+    assert far == [(-2, -2), (-2, 0), (-2, 2), (0, -2), (0, 2), (2, -2), (2, 0), (2, 2)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(list(OFFSETS)), st.integers(1, 11), st.integers(1, 11), st.sampled_from([1, 4, 16, 17, 40]),
+       st.integers(1, 3), st.integers(1, 2))
+def test_fast_form_is_the_definition(n, h, w, c, scale, b):
+    torch.manual_seed(n + h)
+    value = torch.randn(b, c, h, w)
+    weights = torch.randn(b, n, h * scale, w * scale).softmax(1)
+    r = reach(n)
+    fast = pool(weights, F.pad(value, (r, r, r, r), mode="replicate"), scale)
+    assert torch.allclose(fast, pool_reference(weights, value), atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(list(OFFSETS)), st.integers(2, 8), st.integers(2, 8))
+def test_never_leaves_the_neighbours_range(n, h, w):
+    torch.manual_seed(h * w)
+    value, guide = torch.randn(1, 20, h, w), torch.randn(1, 32, 2 * h, 2 * w) * 5
+    out = LocalAttender(32, n)(guide, value)
+    r = reach(n)
+    low = -F.max_pool2d(-F.pad(value, (r,) * 4, mode="replicate"), 2 * r + 1, 1)
+    high = F.max_pool2d(F.pad(value, (r,) * 4, mode="replicate"), 2 * r + 1, 1)
+    assert (out <= F.interpolate(high, scale_factor=2) + 1e-5).all()
+    assert (out >= F.interpolate(low, scale_factor=2) - 1e-5).all()
+
+
+def test_map_sums_to_one_and_follows_the_guide():
+    attender = LocalAttender(32, 17)
+    maps = attender.weights(torch.randn(1, 32, 6, 6))
+    assert torch.allclose(maps.sum(1), torch.ones(1, 6, 6), atol=1e-6)
+    guide = torch.zeros(1, 32, 6, 6)
+    guide[:, 3] = 50.0
+    torch.nn.init.zeros_(attender.conv1.weight)
+    assert attender.weights(guide)[:, 3].min() > 0.99  # the guide's own channel is added to the logits
+
+
+def test_the_reference_by_hand():
+    value = torch.arange(9.0).view(1, 1, 3, 3)
+    weights = torch.zeros(1, 5, 6, 6)
+    weights[:, 0] = 1  # the pixel above
+    out = pool_reference(weights, value)
+    assert out[0, 0].tolist() == [[0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2],
+                                  [3, 3, 4, 4, 5, 5], [3, 3, 4, 4, 5, 5]]
