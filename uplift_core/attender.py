@@ -84,7 +84,7 @@ def _pool_in_place(weights: Tensor, padded: Tensor, s: int) -> Tensor:
 
 
 _BLOCK = 4  # value pixels per side of a block: 64 outputs from an 8x8 neighbourhood at scale 2
-_CHUNK_BYTES = 16 << 20
+_CHUNK_BYTES = 4 << 20
 
 
 def _pool_blocks(weights: Tensor, padded: Tensor, s: int) -> Tensor:
@@ -122,6 +122,9 @@ def _pool_blocks(weights: Tensor, padded: Tensor, s: int) -> Tensor:
             matrix = strip.new_zeros(down * across, side * side, size * size)
             matrix.scatter_(2, columns.expand(down * across, -1, -1), strip)
             block = torch.bmm(matrix, near).view(down, across, side, side, c).transpose(1, 2)
-            block = block.reshape(down * side, across * side, c)
-            out[i, top * s:bottom * s] = block[:(bottom - top) * s, :width]
+            target = out[i, top * s:bottom * s]
+            if spare_y or spare_x:
+                target[:] = block.reshape(down * side, across * side, c)[:(bottom - top) * s, :width]
+            else:
+                target.view(down, side, across, side, c)[:] = block
     return out.permute(0, 3, 1, 2)

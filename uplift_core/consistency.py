@@ -13,7 +13,8 @@ def back_project(image: Tensor, low: Tensor, rounds: int = 4) -> Tensor:
     """Iterative back-projection (Irani and Peleg 1991): ``y <- y + up(low - down(y))``, a few rounds.
 
     image: ``b 3 H W``, low: ``b 3 h w``, both in [0, 1]; returns ``b 3 H W`` in [0, 1]. down is antialiased bilinear,
-    up is bicubic. A detail the low-resolution picture does not contradict is left alone.
+    up is bicubic; every round ends in [0, 1], so that the next makes up for what was cut off. A detail the
+    low-resolution picture does not contradict is left alone.
     """
     if image.ndim != 4 or low.ndim != 4 or image.shape[:2] != low.shape[:2]:
         raise InputError(f"picture {tuple(image.shape)} and low-resolution picture {tuple(low.shape)}; expected the "
@@ -25,5 +26,6 @@ def back_project(image: Tensor, low: Tensor, rounds: int = 4) -> Tensor:
     y = image.float()
     target = low.to(image.device).float()
     for _ in range(rounds):
-        y = y + F.interpolate(target - antialias(y, small), size=size, mode="bicubic", align_corners=False)
+        missing = target - antialias(y, small)
+        y = (y + F.interpolate(missing, size=size, mode="bicubic", align_corners=False)).clamp(0, 1)
     return y.clamp(0, 1).to(image.dtype)

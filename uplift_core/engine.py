@@ -21,7 +21,7 @@ from .layers import ConvBlock
 from .model import UPLiFT
 from .noise import Noise
 from .resample import Span, reads, sample
-from .windowed import FAST, Map, as_format, need, run, run_sampled, size
+from .windowed import FAST, Map, as_format, empty, need, run, run_sampled, size
 from .winograd import keep_filters
 
 Window = tuple[Span, Span]
@@ -114,10 +114,25 @@ class Engine:
                 if maps is None or not self.config.share_encoder:
                     wanted = plans if self.config.share_encoder else [plan]
                     maps = self.encode(self.model.guide(image, i), [r for p in wanted for r in p.requests])
-                x = self.decode(x, plan, maps, noise, i).data
+                x = self._decode_whole(x, plan, maps, noise, i)
                 if keep or i == steps - 1:
                     results.append(self.model.denormalise(x).to(latent.dtype))
         return results
+
+    def _decode_whole(self, x: Tensor, plan: Plan, maps: Samples, noise: Noise, step: int) -> Tensor:
+        """A whole step; without a refiner, whose reach would be computed twice, in bands of rows."""
+        y, columns = plan.out
+        bands = min(y.size // self.config.step_factor, y.size * columns.size // FAST.decode_pixels)
+        if bands < 2 or self.refiner or self.config.takes_noise:
+            return self.decode(x, plan, maps, noise, step).data
+        out = empty(x, x.shape[1], y.size, columns.size)
+        rows = y.size // self.config.step_factor
+        for k in range(bands):
+            part = Span(rows * k // bands * self.config.step_factor,
+                        rows * (k + 1) // bands * self.config.step_factor, y.size)
+            window = self.plan((x.shape[2], x.shape[3]), (part, columns))
+            out[:, :, part.lo:part.hi] = self.decode(x, window, maps, noise, step).data
+        return out
 
     def grown(self, shape: Sequence[int], step: int) -> tuple[tuple[int, int], Window]:
         """The size of a step's input, and its whole output as a window."""
@@ -250,7 +265,7 @@ class Engine:
         f = maps.get(Request(part.source, part.sampling, y, x))
         own = m.cut(y, x)
         b, c, wide = own.shape[0], own.shape[1], f.shape[1]
-        data = as_format(own.new_empty(b, c + wide + part.noise_channels, y.length, x.length))
+        data = empty(own, c + wide + part.noise_channels, y.length, x.length)
         data[:, :c] = own
         data[:, c:c + wide] = f
         if part.noise_channels:
@@ -287,7 +302,7 @@ class Samples:
         """Put the rows ``part`` of the request ``whole`` in place, sampled from the encoder map ``m``."""
         data = next((data for request, data in self.maps if request == whole), None)
         if data is None:
-            data = as_format(m.data.new_empty(m.data.shape[0], m.data.shape[1], whole.y.length, whole.x.length))
+            data = empty(m.data, m.data.shape[1], whole.y.length, whole.x.length)
             self.maps.append((whole, data))
         values = sample(m.data, _mode(part, m), m.y, m.x, part.y, part.x)
         data[:, :, part.y.within(whole.y), part.x.within(whole.x)] = values

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import os
-import tempfile
-from collections.abc import Mapping
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,24 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, OutOfMemory
+from .imagewrite import LIMITS, SETTINGS_KEY, USER_COMMENT, WRITABLE, check_output, output_format, write_picture
 
-log = logging.getLogger(__name__)
+__all__ = ["LIMITS", "MAX_PIXELS", "READABLE", "SETTINGS_KEY", "WRITABLE", "Picture", "check_output",
+           "fill_transparent", "find_pictures", "output_format", "read_picture", "read_settings", "write_picture"]
 
-READABLE = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
-WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-LIMITS = {"JPEG": 65535, "WEBP": 16383}
+READABLE = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 MAX_PIXELS = 200_000_000
-SETTINGS_KEY = "uplift"
-_DROPPED_EXIF = (0x0112, 0x0201, 0x0202, 0x0100, 0x0101)  # orientation, thumbnail, size
+_DROPPED_EXIF = frozenset((
+    0x0112, 0x02BC,  # orientation, and the XMP of a TIFF, which may repeat it
+    0x0100, 0x0101, 0x0102, 0x0103, 0x0106, 0x010A, 0x0111, 0x0115, 0x0116, 0x0117, 0x011C, 0x013D, 0x0140, 0x0142,
+    0x0143, 0x0144, 0x0145, 0x014A, 0x0152, 0x0153, 0x015B, 0x0201, 0x0202, 0x0211, 0x0212, 0x0213, 0x0214, 0x8773,
+))  # how the pixels of the old file are stored
+_DEEP = re.compile(r"'(LA|RGB|RGBA|RGBX|RGBa|CMYK);16[BLN]")
+_pillow_limit = threading.Lock()
 
 
 @dataclass
@@ -47,29 +53,56 @@ class Picture:
 
 
 def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Read any picture Pillow knows, turned upright. Raises InputError naming the file and what is wrong with it."""
-    if not path.exists():
-        raise InputError(f"{path}: there is no such file")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; expected a picture")
+    """Read any picture Pillow knows, turned upright.
+
+    Raises InputError naming the file and what is wrong with it, OutOfMemory if it does not fit.
+    """
+    with _open(path, max_pixels) as image:
+        return _read(image)
+
+
+@contextmanager
+def _open(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """The opened file; whatever Pillow raises inside becomes an error that names the file."""
     try:
+        if not path.exists():
+            raise InputError(f"{path}: there is no such file")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; expected a picture")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty (0 bytes)")
-        with Image.open(path) as image:
+        with _limit(max_pixels), Image.open(path) as image:
             if image.width * image.height > max_pixels:
                 raise InputError(f"{path}: {image.width}x{image.height} pixels is more than the limit of "
                                  f"{max_pixels:,}; raise the limit (--max-pixels) if you trust the file")
-            return _read(image)
+            if image.width < 1 or image.height < 1:
+                raise InputError(f"{path}: the picture is {image.width}x{image.height} pixels: it is empty")
+            yield image
     except InputError:
         raise
     except Image.DecompressionBombError:
-        raise InputError(f"{path}: more pixels than the limit of {max_pixels:,}") from None
+        raise InputError(f"{path}: far more pixels than the limit of {max_pixels:,}; raise the limit (--max-pixels) "
+                         "if you trust the file") from None
     except UnidentifiedImageError:
         raise InputError(f"{path}: not a picture that can be read (PNG, JPEG, WebP, TIFF, BMP, GIF)") from None
     except PermissionError:
         raise InputError(f"{path}: no permission to read the file") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: the picture is damaged or cut short ({error})") from None
+    except MemoryError:
+        raise OutOfMemory(f"{path}: the picture does not fit in memory") from None
+    except Exception as error:  # Pillow's readers let through whatever damaged bytes make them trip over
+        raise InputError(f"{path}: the picture is damaged or cut short ({error})") from error
+
+
+@contextmanager
+def _limit(max_pixels: int) -> Iterator[None]:
+    """Pillow with our limit in place of its own, which is a global: it refuses only what is far above, unread."""
+    with _pillow_limit, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max(1, max_pixels)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _read(image: Image.Image) -> Picture:
@@ -77,33 +110,74 @@ def _read(image: Image.Image) -> Picture:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         notes.append(f"animated or many pages: only the first of {frames} is used")
+    layout = str([tile[3] for tile in getattr(image, "tile", [])])
+    if _DEEP.search(layout):
+        notes.append("16 bits a channel are read as 8: only gray pictures keep 16")
     image.load()
-    icc, exif = image.info.get("icc_profile"), image.getexif()
-    image = ImageOps.exif_transpose(image)
-    for tag in _DROPPED_EXIF:
-        if tag in exif:
-            del exif[tag]
-    kept = exif.tobytes() if len(exif) else None
-
+    icc, exif = image.info.get("icc_profile"), _exif(image, notes)
+    if image.format != "TIFF":  # Pillow turns these itself, and some versions then still name the turn
+        image = _upright(image)
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        values = np.asarray(image).astype(np.float32)
-        top = 65535.0 if image.mode != "F" else max(1.0, float(values.max()))
-        gray = torch.from_numpy(np.clip(values / np.float32(top), 0, 1).astype(np.float32))
-        return Picture(gray.expand(3, -1, -1).contiguous(), None, icc, kept, 16, True, notes)
+        values, transparent = np.asarray(image), image.info.get("transparency")
+        alpha = None if transparent is None else torch.from_numpy((values != transparent).astype(np.float32))[None]
+        rgb = _deep_gray(values, notes).expand(3, -1, -1).contiguous()
+        rgb = rgb if alpha is None else fill_transparent(rgb, alpha)
+        return Picture(rgb, alpha, icc, exif, 16, True, notes)
     if image.mode == "CMYK":
         image, icc = _from_cmyk(image, icc, notes)
     if image.mode in ("LAB", "YCbCr", "HSV"):
-        image = image.convert("RGB")
-    has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-    gray_source = image.mode in ("L", "LA", "1", "La")
-    if has_alpha:
-        rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
-        rgb = torch.from_numpy(rgba[..., :3]).permute(2, 0, 1).contiguous()
-        alpha = torch.from_numpy(rgba[..., 3])[None].contiguous()
-        return Picture(fill_transparent(rgb, alpha), alpha, icc, kept, 8, gray_source, notes)
-    values = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-    rgb = torch.from_numpy(values).permute(2, 0, 1).contiguous()
-    return Picture(rgb, None, icc, kept, 8, gray_source, notes)
+        image, icc = image.convert("RGB"), None
+    has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+    gray = image.mode in ("L", "LA", "1") or "'LA;16" in layout  # the last is read as RGBA
+    values = np.asarray(image.convert("RGBA" if has_alpha else "RGB"), dtype=np.float32) / 255
+    rgb = torch.from_numpy(values[..., :3]).permute(2, 0, 1).contiguous()
+    if not has_alpha:
+        return Picture(rgb, None, icc, exif, 8, gray, notes)
+    alpha = torch.from_numpy(values[..., 3])[None].contiguous()
+    return Picture(fill_transparent(rgb, alpha), alpha, icc, exif, 8, gray, notes)
+
+
+def _exif(image: Image.Image, notes: list[str]) -> bytes | None:
+    """The EXIF data that is still true of an upright copy."""
+    try:
+        exif = image.getexif()
+        turn = exif.get(0x0112)
+        for tag in _DROPPED_EXIF.intersection(exif):
+            del exif[tag]
+        kept = exif.tobytes() if len(exif) else None
+        if turn is not None:
+            exif[0x0112] = turn  # this is the picture's own object, which the turning reads
+        return kept
+    except Exception:  # damaged EXIF is common, and no reason to refuse the picture
+        notes.append("the EXIF data is damaged and was dropped")
+        return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # as above
+        return image
+
+
+def _deep_gray(values: np.ndarray, notes: list[str]) -> Tensor:
+    """``H W`` in [0, 1] from 16-bit or 32-bit whole numbers or floats."""
+    if values.dtype.kind != "f":
+        top = 65535.0
+        if values.max() > top:
+            top = float(values.max())
+            notes.append(f"32 bits a pixel: the brightest value, {top:.0f}, was taken as white")
+    else:
+        finite = np.isfinite(values)
+        if not finite.all():
+            notes.append("pixels that are no numbers were taken as black")
+            values = np.where(finite, values, 0)
+        top = max(1.0, float(values.max()))
+        if top > 1:
+            notes.append(f"the brightest value, {top:.4g}, was taken as white")
+    if values.min() < 0:
+        notes.append("negative values were taken as black")
+    return torch.from_numpy(np.clip(values.astype(np.float64) / top, 0, 1).astype(np.float32))
 
 
 def _from_cmyk(image: Image.Image, icc: bytes | None, notes: list[str]) -> tuple[Image.Image, bytes | None]:
@@ -132,127 +206,27 @@ def fill_transparent(rgb: Tensor, alpha: Tensor) -> Tensor:
 
 
 def _push_pull(color: Tensor, weight: Tensor) -> Tensor:
-    if min(color.shape[2:]) == 1 or bool((weight > 0).all()):
-        mean = color.sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(1e-6)
-        return torch.where(weight > 0, color / weight.clamp_min(1e-6), mean)
-    small = _push_pull(F.avg_pool2d(color, 2, 2, ceil_mode=True), F.avg_pool2d(weight, 2, 2, ceil_mode=True))
+    """``color`` is 0 where ``weight`` is 0; the weights are 0 or 1, and one is 1."""
+    if bool((weight > 0).all()):
+        return color
+    window = [min(2, n) for n in color.shape[2:]]
+    shares = F.avg_pool2d(weight, window, window, ceil_mode=True)
+    means = F.avg_pool2d(color, window, window, ceil_mode=True) / shares.clamp_min(0.125)  # a share is 0 or >= 1/4
+    small = _push_pull(means, (shares > 0).float())
     below = F.interpolate(small, size=tuple(color.shape[2:]), mode="bilinear", align_corners=False)
-    return torch.where(weight > 0, color / weight.clamp_min(1e-6), below)
-
-
-# -- writing -------------------------------------------------------------------------------------------------------
-
-def output_format(path: Path) -> str:
-    """PNG, JPEG or WEBP by the file's ending."""
-    try:
-        return WRITABLE[path.suffix.lower()]
-    except KeyError:
-        raise InputError(f"{path}: cannot write '{path.suffix}' files; use .png, .jpg or .webp") from None
-
-
-def check_output(path: Path, width: int, height: int, *, overwrite: bool = False) -> None:
-    """Raises InputError if a picture of that size cannot be written there; call it before the work, not after."""
-    limit = LIMITS.get(output_format(path))
-    if limit and max(width, height) > limit:
-        raise InputError(f"{path}: {width}x{height} pixels, but {output_format(path)} holds at most {limit} a side; "
-                         "use .png")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already; use --overwrite to replace it")
-
-
-def write_picture(picture: Picture, path: Path, *, settings: Mapping[str, Any] | None = None, quality: int = 95,
-                  overwrite: bool = False) -> None:
-    """Write PNG, JPEG or WebP by the ending of ``path``, whole or not at all.
-
-    settings: kept in the file as JSON (PNG text "uplift", else the EXIF user comment); see :func:`read_settings`.
-    """
-    kind = output_format(path)
-    height, width = picture.rgb.shape[1:]
-    check_output(path, width, height, overwrite=overwrite)
-    image = _to_pil(picture, kind)
-    options = _save_options(picture, image, kind, dict(settings or {}), quality)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:80]}.", suffix=path.suffix, dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            image.save(file, kind, **options)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        if path.exists() and not overwrite:
-            raise InputError(f"{path} appeared meanwhile; use --overwrite to replace it")
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _to_pil(picture: Picture, kind: str) -> Image.Image:
-    rgb = picture.rgb.clamp(0, 1)
-    if picture.alpha is not None and kind == "JPEG":
-        log.warning("JPEG has no transparency: the picture is laid over white")
-        rgb = rgb * picture.alpha + (1 - picture.alpha)
-    if picture.gray and picture.bits == 16 and kind == "PNG":
-        values = np.rint(rgb.mean(0).numpy().astype(np.float64) * 65535).astype(np.uint16)
-        return Image.fromarray(values)
-    values = np.rint(rgb.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
-    image = Image.fromarray(values)
-    if picture.gray:
-        image = Image.fromarray(np.rint(rgb.mean(0).numpy() * 255).astype(np.uint8))
-    if picture.alpha is not None and kind != "JPEG":
-        image.putalpha(Image.fromarray(np.rint(picture.alpha[0].clamp(0, 1).numpy() * 255).astype(np.uint8)))
-    return image
-
-
-def _save_options(picture: Picture, image: Image.Image, kind: str, settings: dict[str, Any],
-                  quality: int) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    if picture.icc and _fits(picture.icc, image):
-        options["icc_profile"] = picture.icc
-    exif = Image.Exif()
-    if picture.exif:
-        exif.load(picture.exif)
-    text = json.dumps(settings, ensure_ascii=True, default=str)
-    if kind == "PNG":
-        info = PngImagePlugin.PngInfo()
-        if settings:
-            info.add_text(SETTINGS_KEY, text)
-        options |= {"pnginfo": info, "compress_level": 4}
-    else:
-        options |= {"quality": quality}
-        if kind == "JPEG":
-            options |= {"subsampling": 0}
-        if settings:
-            exif.get_ifd(ExifTags.IFD.Exif)[0x9286] = b"ASCII\0\0\0" + text.encode("ascii")
-    if len(exif) or (settings and kind != "PNG"):
-        options["exif"] = exif.tobytes()
-    return options
-
-
-def _fits(icc: bytes, image: Image.Image) -> bool:
-    """Whether a colour profile describes the kind of picture it would be attached to."""
-    space = icc[16:20]
-    gray = image.mode in ("L", "LA", "I;16")
-    if space == (b"GRAY" if gray else b"RGB "):
-        return True
-    log.warning("the colour profile (%s) does not fit a %s picture and was dropped",
-                space.decode("ascii", "replace").strip(), "gray" if gray else "colour")
-    return False
+    return torch.where(weight > 0, color, below)
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """The settings a file was written with, or None."""
-    with Image.open(path) as image:
-        image.load()
+    """The settings a file was written with, or None. Raises InputError for a file that is no picture."""
+    with _open(path, 1 << 40) as image:
         text = image.info.get(SETTINGS_KEY)
-        if text is None:
-            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(0x9286)
+        if text is None and (image.format != "PNG" or "exif" in image.info):  # else a PNG is read to its end
+            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(USER_COMMENT)
             text = comment[8:].decode("ascii", "replace") if isinstance(comment, bytes) else comment
     try:
         found = json.loads(text) if text else None
-    except ValueError:
+    except (TypeError, ValueError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -29,11 +29,12 @@ class FastForms:
 
     channels_last: bool = True
     winograd: bool = True
-    winograd_channels: int = 64  # below, its transforms cost more than they save
+    winograd_channels: int = 128  # below, its transforms cost more than they save
     fold_batch_norm: bool = True
     sampled_encoder: bool = True
     block_attender: bool = True
-    band_pixels: int = 16384  # guide pixels that the encoder holds at a time
+    band_pixels: int = 12288  # guide pixels that the encoder holds at a time
+    decode_pixels: int = 32768  # output pixels that a decoder without refiner holds at a time
 
 
 FAST = FastForms()
@@ -68,6 +69,13 @@ def as_format(x: Tensor) -> Tensor:
     if FAST.channels_last and x.device.type in ("cpu", "cuda", "xpu"):
         return x.contiguous(memory_format=torch.channels_last)
     return x.contiguous()
+
+
+def empty(like: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """Room for a map of ``like``'s batch, dtype and device, in the layout of :func:`as_format`."""
+    last = FAST.channels_last and like.device.type in ("cpu", "cuda", "xpu")
+    return torch.empty(like.shape[0], channels, height, width, dtype=like.dtype, device=like.device,
+                       memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 # -- sizes and needs, one axis at a time ---------------------------------------------------------------------------

@@ -19,11 +19,19 @@ _A, _B = 3 / 4, 3 / 2
 _AA, _BB = _A * _A, _B * _B
 _CHUNK_BYTES = 8 << 20
 
-_POINTS = [0.0, _A, -_A, _B, -_B]
-_NORMS = [_AA * _BB] + [2 * _AA * (_AA - _BB)] * 2 + [2 * _BB * (_BB - _AA)] * 2
-_G = torch.tensor([[1 / n, p / n, p * p / n] for p, n in zip(_POINTS, _NORMS, strict=True)] + [[0.0, 0.0, 1.0]],
-                  dtype=torch.float64)
-
+_POINTS = (0.0, _A, -_A, _B, -_B)
+_NORMS = (_AA * _BB, *[2 * _AA * (_AA - _BB)] * 2, *[2 * _BB * (_BB - _AA)] * 2)
+_FILTER = torch.tensor([[1 / n, p / n, p * p / n] for p, n in zip(_POINTS, _NORMS)] + [[0.0, 0.0, 1.0]],
+                       dtype=torch.float64)
+"""Three taps to their values at the six points."""
+_DATA = torch.tensor([[_AA * _BB, 0, -(_AA + _BB), 0, 1, 0],
+                      [0, -_A * _BB, -_BB, _A, 1, 0], [0, _A * _BB, -_BB, -_A, 1, 0],
+                      [0, -_B * _AA, -_AA, _B, 1, 0], [0, _B * _AA, -_AA, -_B, 1, 0],
+                      [0, _AA * _BB, 0, -(_AA + _BB), 0, 1]])
+"""Six neighbouring samples to the values of their polynomial at the six points."""
+_BACK = torch.tensor([[1.0, 1, 1, 1, 1, 0], [0, _A, -_A, _B, -_B, 0], [0, _AA, _AA, _BB, _BB, 0],
+                      [0, _A * _AA, -_A * _AA, _B * _BB, -_B * _BB, 1]])
+"""Products at the six points to four neighbouring outputs."""
 
 _kept: ContextVar[dict[int, tuple[Tensor, Tensor]] | None] = ContextVar("kept", default=None)
 
@@ -49,10 +57,10 @@ def filters(weight: Tensor) -> Tensor:
 
 
 def transform_weight(weight: Tensor) -> Tensor:
-    """``o c 3 3 -> 36 o c``: the filters in the transformed domain."""
+    """``o c 3 3 -> 36 c o``: the filters in the transformed domain."""
     o, c = weight.shape[:2]
-    both = torch.kron(_G, _G).to(weight.dtype)
-    return (both @ weight.reshape(o * c, 9).t()).view(36, o, c)
+    both = torch.kron(_FILTER, _FILTER).to(weight.dtype)
+    return (both @ weight.permute(2, 3, 1, 0).reshape(9, c * o)).view(36, c, o)
 
 
 def convolve(x: Tensor, transformed: Tensor, pads: tuple[int, int, int, int], bias: Tensor | None = None) -> Tensor:
@@ -62,7 +70,7 @@ def convolve(x: Tensor, transformed: Tensor, pads: tuple[int, int, int, int], bi
     """
     left, right, top, bottom = pads
     b, c, h, w = x.shape
-    o = transformed.shape[1]
+    o = transformed.shape[2]
     height, width = h + top + bottom - 2, w + left + right - 2
     down, across = -(-height // TILE), -(-width // TILE)
     rows = max(1, _CHUNK_BYTES // (36 * max(c, o) * 4 * across))
@@ -96,41 +104,20 @@ def _padded(source: Tensor, top: int, left: int, height: int, width: int) -> Ten
 
 
 def _strip(padded: Tensor, transformed: Tensor, out: Tensor) -> None:
-    """One row of tiles, or a few, into ``out`` (``rows 4 across 4 o``)."""
-    o, c = transformed.shape[1:]
-    k, across = out.shape[0], out.shape[2]
-    rows = padded.new_empty(6, k, padded.shape[1], c)
-    _into([padded[i:i + TILE * k - 3:TILE] for i in range(6)], list(rows))
-    data = padded.new_empty(6, 6, k, across, c)
-    _into([rows[:, :, i:i + TILE * across - 3:TILE] for i in range(6)], [data[:, i] for i in range(6)])
-    flat = data.view(36, k * across, c)
-    product = padded.new_empty(36, k * across, o)
+    """A row of tiles, or a few, into ``out`` (``rows 4 across 4 o``). All transforms are small matrix products."""
+    c, o = transformed.shape[1:]
+    k, across, width = out.shape[0], out.shape[2], padded.shape[1]
+    tiles = k * across
+    data = padded.new_empty(6, tiles, 6, c)
+    each_tile = _DATA.expand(across, 6, 6)
+    for r in range(k):
+        rows = _DATA @ padded[TILE * r:TILE * r + 6].reshape(6, width * c)
+        windows = rows.as_strided((6, across, 6, c), (width * c, TILE * c, c, 1))
+        for i in range(6):
+            torch.bmm(each_tile, windows[i], out=data[i, r * across:(r + 1) * across])
+    product = padded.new_empty(36, tiles, o)
     for i in range(36):
-        torch.mm(flat[i], transformed[i].t(), out=product[i])
-    product = product.view(6, 6, k, across, o)
-    columns = padded.new_empty(TILE, 6, k, across, o)
-    _back([product[:, i] for i in range(6)], list(columns))
-    for j in range(TILE):
-        _back(list(columns[j]), [out[:, i, :, j] for i in range(TILE)])
-
-
-def _into(d: list[Tensor], out: list[Tensor]) -> None:
-    """Six samples to the values of their polynomial filters at the six points, into ``out``."""
-    torch.add(d[4], d[2], alpha=-(_AA + _BB), out=out[0]).add_(d[0], alpha=_AA * _BB)
-    even, odd = torch.add(d[4], d[2], alpha=-_BB), torch.add(d[3], d[1], alpha=-_BB)
-    torch.add(even, odd, alpha=_A, out=out[1])
-    torch.add(even, odd, alpha=-_A, out=out[2])
-    torch.add(d[4], d[2], alpha=-_AA, out=even)
-    torch.add(d[3], d[1], alpha=-_AA, out=odd)
-    torch.add(even, odd, alpha=_B, out=out[3])
-    torch.add(even, odd, alpha=-_B, out=out[4])
-    torch.add(d[5], d[3], alpha=-(_AA + _BB), out=out[5]).add_(d[1], alpha=_AA * _BB)
-
-
-def _back(m: list[Tensor], out: list[Tensor]) -> None:
-    """Products at the six points to four neighbouring outputs, into ``out``."""
-    sum_a, dif_a, sum_b, dif_b = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
-    torch.add(m[0], sum_a, out=out[0]).add_(sum_b)
-    torch.add(dif_a.mul_(_A), dif_b, alpha=_B, out=out[1])
-    torch.add(sum_a.mul_(_AA), sum_b, alpha=_BB, out=out[2])
-    torch.add(dif_a.mul_(_AA), dif_b, alpha=_B * _BB, out=out[3]).add_(m[5])
+        torch.mm(data[i // 6, :, i % 6], transformed[i], out=product[i])
+    columns = (_BACK @ product.view(6, 6 * tiles * o)).view(4, 6, tiles * o)
+    pixels = torch.bmm(_BACK.expand(4, 4, 6), columns)
+    out[:] = pixels.view(4, 4, k, across, o).permute(2, 0, 3, 1, 4)
