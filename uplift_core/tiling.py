@@ -132,7 +132,9 @@ def run(job: Job, tile: int | None, *, adapt: bool = True) -> Tensor:
     if tile is None:
         try:
             with torch.no_grad():
-                return Engine(job.model, meter.tick).run(job.image, job.latent, job.steps, job.noise)[-1]
+                result = Engine(job.model, meter.tick).run(job.image, job.latent, job.steps, job.noise)[-1]
+            meter.complete()
+            return result
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -182,6 +184,7 @@ def _tiled(job: Job, tile: int, meter: _Meter) -> Tensor:
                     continue
                 meter.finish(y.length * x_span.length / (whole_y.size * whole_x.size))
             x = out
+    meter.complete()
     return job.model.denormalise(x).to(job.latent.dtype)
 
 
@@ -230,6 +233,10 @@ class _Meter:
         self.here += work
         if self.job.progress is not None:
             self.job.progress(self.done + min(1.0, self.here / self.expected) * self.weight, self.total)
+
+    def complete(self) -> None:
+        if self.job.progress is not None:
+            self.job.progress(float(self.total), self.total)
 
     def finish(self, share: float) -> None:
         self.done += share * self.share

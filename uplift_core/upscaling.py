@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -109,6 +110,9 @@ def upscale_image(model: UPLiFT, vae: Any, image: Picture, *, scale: float = 2, 
     The other options are those of :func:`upscale_latents`.
     """
     check_options(scale, color_fix)
+    parse_tile(tile, model.config.patch)
+    parse_bytes(memory_budget)
+    SeededNoise(seed, noise_strength)
     check_pair(model.config.latent_space, vae.latent_space)
     low, restore = _to_tensor(image)
     result = _upscale(model, vae, low, scale, seed, noise_strength, tile, memory_budget, color_fix, consistency,
@@ -118,7 +122,7 @@ def upscale_image(model: UPLiFT, vae: Any, image: Picture, *, scale: float = 2, 
 
 def check_options(scale: float, color_fix: str) -> None:
     """Raises InputError for a factor or colour method that no picture could be enlarged with."""
-    if not isinstance(scale, (int, float)) or not 1 < scale <= MAX_FACTOR:
+    if not isinstance(scale, (int, float, np.integer, np.floating)) or not 1 < scale <= MAX_FACTOR:
         raise InputError(f"scale is {scale!r}; expected a factor above 1, up to {MAX_FACTOR}")
     if color_fix not in COLOR_METHODS:
         raise InputError(f"color_fix is {color_fix!r}; choose one of {', '.join(COLOR_METHODS)}")
@@ -132,14 +136,23 @@ def _upscale(model: UPLiFT, vae: Any, low: Tensor, scale: float, seed: int, nois
     factor = model.config.step_factor
     power = factor ** math.ceil(math.log(scale, factor) - 1e-9)
     guide = pad_to(low, model.config.patch)
-    latents = vae.encode(guide)
+    latents = vae.encode(guide, **_codec_options(vae.encode, memory_budget, should_stop))
     larger = upscale_latents(model, latents, guide, scale=power, seed=seed, noise_strength=noise_strength, tile=tile,
                              memory_budget=memory_budget, progress=progress, should_stop=should_stop)
     del latents
-    picture = vae.decode(larger)[:, :, :height * power, :width * power].to(low)
+    decoded = vae.decode(larger, **_codec_options(vae.decode, memory_budget, should_stop))
+    picture = decoded[:, :, :height * power, :width * power].to(low)
     picture = antialias(picture, (max(1, round(height * scale)), max(1, round(width * scale))))
     picture = match_color(picture, low, color_fix).clamp(0, 1)
     return back_project(picture, low) if consistency else picture
+
+
+def _codec_options(method: Any, memory_budget: int | str | None, should_stop: Callable[[], bool] | None
+                   ) -> dict[str, Any]:
+    """What of our options a codec understands; a host's own VAE may take none."""
+    known = inspect.signature(method).parameters
+    options = {"free_bytes": parse_bytes(memory_budget), "should_stop": should_stop}
+    return {name: value for name, value in options.items() if name in known}
 
 
 def pad_to(image: Tensor, multiple: int) -> Tensor:
