@@ -52,5 +52,5 @@ def test_out_of_memory_shrinks_the_tiles(monkeypatch):
 
 def test_estimate_grows_with_the_picture_but_not_with_tiles():
     model = golden("small-vae_8x_batch2").model
-    assert estimate_memory(model, 2048, 2048, 2) > 2 * estimate_memory(model, 1024, 1024, 2)
+    assert estimate_memory(model, 4096, 4096, 2) > 3 * estimate_memory(model, 1024, 1024, 2)
     assert estimate_memory(model, 4096, 4096, 2, 512) < 1.1 * estimate_memory(model, 2048, 2048, 2, 512)
