@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import skimage.data
 import torch
@@ -68,6 +72,56 @@ def test_wavelet_takes_the_coarse_and_keeps_the_fine(photos):
     assert after < 0.2 * before
     fine = [x - blurred(x, 2) for x in (image, fixed)]
     assert (fine[0] - fine[1]).abs().max() < 0.05 * fine[0].abs().max()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 70), (200, 131)])
+def test_wavelet_is_the_a_trous_transform(size):
+    g = torch.Generator().manual_seed(1)
+    image, reference = torch.rand(2, 3, *size, generator=g), torch.rand(2, 3, *size, generator=g)
+    taps = torch.tensor([1.0, 4, 6, 4, 1]) / 16
+
+    def bands(x):
+        details = []
+        for level in range(5):
+            hole = 2**level
+            padded = F.pad(x, [2 * hole] * 4, mode="replicate")
+            kernel = torch.outer(taps, taps).expand(3, 1, 5, 5)
+            smooth = F.conv2d(padded, kernel, dilation=hole, groups=3)
+            details.append(x - smooth)
+            x = smooth
+        return details, x
+    expected = sum(bands(image)[0]) + bands(reference)[1]
+    assert (match_color(image, reference, "wavelet") - expected).abs().max() < 1e-5
+
+
+MEMORY = """
+import sys, torch
+from uplift_core.color import match_color
+
+def high():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+torch.set_num_threads(1)
+match_color(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 4, 4), sys.argv[1])
+image, reference = torch.rand(1, 3, 2048, 2048), torch.rand(1, 3, 1024, 1024)
+before = high()
+match_color(image, reference, sys.argv[1])
+print((high() - before) / (4 * image.numel()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
+@pytest.mark.parametrize("method", ["mean", "adain", "wavelet"])
+def test_a_large_picture_is_copied_a_few_times_only(method):
+    done = subprocess.run([sys.executable, "-c", MEMORY, method], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 5
+
+
+@pytest.mark.parametrize("method", COLOR_METHODS)
+def test_what_is_given_stays_untouched(photos, method):
+    image, reference = photos[1].clone(), photos[0].clone()
+    match_color(image, reference, method)
+    assert torch.equal(image, photos[1]) and torch.equal(reference, photos[0])
 
 
 def test_wavelet_follows_a_slow_change_that_the_mean_cannot():

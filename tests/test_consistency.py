@@ -68,6 +68,13 @@ def test_the_same_size_gives_the_given_pixels_back():
     assert (back_project(torch.rand(1, 3, 9, 7), low) - low).abs().max() < 1e-6
 
 
+def test_what_is_given_stays_untouched():
+    y, low = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 4, 4)
+    given_y, given_low = y.clone(), low.clone()
+    back_project(y, low)
+    assert torch.equal(y, given_y) and torch.equal(low, given_low)
+
+
 def test_number_format_and_rounds():
     low, y = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 8, 8)
     assert back_project(y.half(), low).dtype == torch.float16

@@ -179,10 +179,11 @@ def test_the_same_gray_in_32_bit_storage_is_as_bright(given_file):
     assert any("32 bits" in note for note in deep.notes)
 
 
-def test_a_deep_gray_picture_with_alpha_keeps_its_alpha(tmp_path):
+def test_a_deep_gray_picture_with_alpha_keeps_its_alpha(tmp_path, caplog):
     alpha = torch.linspace(0, 1, 20).view(1, 4, 5)
     write_picture(colour_picture(alpha=alpha, bits=16, gray=True), tmp_path / "a.png")
     assert (read_picture(tmp_path / "a.png").alpha - alpha).abs().max() < 1 / 255
+    assert "8 bits" in caplog.text
 
 
 @pytest.mark.parametrize("channels, colour_type", [(3, 2), (4, 6), (2, 4)])
@@ -193,6 +194,12 @@ def test_16_bit_colour_loses_bits_and_says_so(given_file, channels, colour_type)
     assert picture.bits == 8 and picture.gray == (channels == 2)
     colour = values[..., :3] if channels > 2 else values[..., :1]
     assert np.abs(picture.rgb.permute(1, 2, 0).numpy() - colour / 65535).max() < 1 / 255
+
+
+def test_16_bit_colour_gets_no_wrong_transparency(given_file):
+    values = np.full((4, 3, 3), 0x0580, ">u2")  # 5 in eight bits
+    picture = read_picture(given_file("a.png", png(values, 16, 2, chunk(b"tRNS", struct.pack(">HHH", 5, 5, 5)))))
+    assert picture.alpha is None and any("transparent colour" in note for note in picture.notes)
 
 
 def test_bmp_of_565_bits_is_not_taken_for_deep(given_file):
@@ -336,11 +343,39 @@ def test_the_limit_is_ours_and_not_pillows(given_file, monkeypatch):
     assert read_picture(path, 6 * 9).rgb.shape == (3, 6, 9)
 
 
-def test_memory_that_ends_is_an_error_of_ours(given_file, monkeypatch):
+def test_the_cause_named_is_the_true_one(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="cannot be read") as caught:
+        read_picture(tmp_path / ("x" * 300 + ".png"))
+    assert "damaged" not in str(caught.value)
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(Image.fromarray(COLOURS), "PNG"))
+
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(InputError, match=r"a\.png: no permission"):
+        read_picture(path)
+
+
+def test_paths_may_be_text(tmp_path):
+    path = str(tmp_path / "a.png")
+    write_picture(colour_picture(), path, settings={"seed": 1})
+    assert read_picture(path).rgb.shape == (3, 4, 5) and read_settings(path) == {"seed": 1}
+
+
+def test_programs_in_picture_clothes_are_not_run(given_file, monkeypatch):
+    path = given_file("photo.png", Image.fromarray(COLOURS), "EPS")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *a, **k: pytest.fail("the file was run"))
+    with pytest.raises(InputError, match=r"photo\.png: not a picture"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_ends_is_an_error_of_ours(given_file, monkeypatch, error):
     path = given_file("a.png", Image.fromarray(COLOURS))
 
     def full(self):
-        raise MemoryError
+        raise error
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", full)
     with pytest.raises(OutOfMemory, match=r"a\.png"):
         read_picture(path)
@@ -557,6 +592,14 @@ def test_files_are_not_replaced_unasked(tmp_path):
     assert os.listdir(tmp_path) == ["a.png"]
 
 
+def test_a_link_is_not_replaced_unasked(tmp_path):
+    path = tmp_path / "a.png"
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="--overwrite"):
+        write_picture(colour_picture(), path)
+    assert path.is_symlink()
+
+
 def test_a_file_that_appears_during_the_work_is_kept(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     save = Image.Image.save
@@ -619,6 +662,9 @@ def test_pictures_of_folders(tmp_path):
     assert all(path == photos / name for path, name in find_pictures([photos]))
     assert find_pictures([single, tmp_path / "none.png"]) == [(single, Path("e.png")),
                                                               (tmp_path / "none.png", Path("none.png"))]
+    assert len(find_pictures([photos], tmp_path / "results")) == len(find_pictures([photos], photos)) == 4
+    assert [str(name) for _, name in find_pictures([photos], photos / "sub")] == ["a.jpg", "b.PNG"]
+    assert len(find_pictures([photos / "sub"], photos / "sub")) == 2
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no pictures"):
         find_pictures([tmp_path / "empty"])

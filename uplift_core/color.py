@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+import itertools
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,9 +34,10 @@ def match_color(image: Tensor, reference: Tensor, method: str = "mean") -> Tenso
         return image
     x, ref = image.float(), reference.to(image.device).float()
     if method == "wavelet":
-        target = antialias(ref, (x.shape[2], x.shape[3]))
-        difference = (target - x).contiguous()
-        return (x + _coarse(difference)).to(image.dtype)
+        fixed = antialias(ref, (x.shape[2], x.shape[3])) - x
+        for i, j in itertools.product(range(x.shape[0]), range(x.shape[1])):  # one channel at a time, in place
+            fixed[i, j] = x[i, j] + _coarse(fixed[i, j])
+        return fixed.to(image.dtype)
     shift = ref.mean((2, 3), keepdim=True)
     mean = x.mean((2, 3), keepdim=True)
     if method == "mean":
@@ -45,18 +47,23 @@ def match_color(image: Tensor, reference: Tensor, method: str = "mean") -> Tenso
 
 
 def _coarse(x: Tensor) -> Tensor:
-    """The coarsest band of the a-trous transform: repeated B3-spline smoothing with holes of 1, 2, 4, ... pixels.
+    """The coarsest band of ``H W`` in the a-trous transform: B3-spline smoothing with holes of 1, 2, 4, ... pixels.
 
     The transform is linear, so taking the reference's coarse band instead of the image's adds the coarse band of
     their difference.
     """
-    kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=x.device) / 16
-    b, c, h, w = x.shape
-    x = x.reshape(b * c, 1, h, w)
     for level in range(_LEVELS):
-        hole = 2**level
-        x = F.conv2d(F.pad(x, (0, 0, 2 * hole, 2 * hole), mode="replicate"), kernel.view(1, 1, 5, 1),
-                     dilation=(hole, 1))
-        x = F.conv2d(F.pad(x, (2 * hole, 2 * hole, 0, 0), mode="replicate"), kernel.view(1, 1, 1, 5),
-                     dilation=(1, hole))
-    return x.reshape(b, c, h, w)
+        x = _smooth(_smooth(x, 0, 2**level), 1, 2**level)
+    return x
+
+
+def _smooth(x: Tensor, axis: int, hole: int) -> Tensor:
+    """``H W`` by (1, 4, 6, 4, 1) / 16 along an axis, edges repeated. A sum of shifted views: torch's convolution
+    with holes would copy the picture five times over."""
+    margin = (2 * hole, 2 * hole)
+    padded = F.pad(x[None, None], (0, 0, *margin) if axis == 0 else (*margin, 0, 0), mode="replicate")[0, 0]
+    left2, left, middle, right, right2 = (padded.narrow(axis, i * hole, x.shape[axis]) for i in range(5))
+    smooth = middle * (6 / 16)
+    for near, far in ((left, left2), (right, right2)):
+        smooth.add_(near, alpha=4 / 16).add_(far, alpha=1 / 16)
+    return smooth

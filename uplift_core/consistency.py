@@ -27,5 +27,6 @@ def back_project(image: Tensor, low: Tensor, rounds: int = 4) -> Tensor:
     target = low.to(image.device).float()
     for _ in range(rounds):
         missing = target - antialias(y, small)
-        y = (y + F.interpolate(missing, size=size, mode="bicubic", align_corners=False)).clamp(0, 1)
+        change = F.interpolate(missing, size=size, mode="bicubic", align_corners=False)
+        y = change.add_(y).clamp_(0, 1)
     return y.clamp(0, 1).to(image.dtype)

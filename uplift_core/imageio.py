@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import threading
 import warnings
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from .errors import InputError, OutOfMemory
 from .imagewrite import LIMITS, SETTINGS_KEY, USER_COMMENT, WRITABLE, check_output, output_format, write_picture
+from .memory import is_out_of_memory
 
 __all__ = ["LIMITS", "MAX_PIXELS", "READABLE", "SETTINGS_KEY", "WRITABLE", "Picture", "check_output",
            "fill_transparent", "find_pictures", "output_format", "read_picture", "read_settings", "write_picture"]
@@ -33,6 +35,7 @@ _DROPPED_EXIF = frozenset((
     0x0143, 0x0144, 0x0145, 0x014A, 0x0152, 0x0153, 0x015B, 0x0201, 0x0202, 0x0211, 0x0212, 0x0213, 0x0214, 0x8773,
 ))  # how the pixels of the old file are stored
 _DEEP = re.compile(r"'(LA|RGB|RGBA|RGBX|RGBa|CMYK);16[BLN]")
+_REFUSED = frozenset(("EPS",))  # a program: reading it would run it in Ghostscript
 _pillow_limit = threading.Lock()
 
 
@@ -52,12 +55,12 @@ class Picture:
     notes: list[str] = field(default_factory=list)
 
 
-def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Read any picture Pillow knows, turned upright.
+def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read any picture Pillow knows (but no EPS, which is a program), turned upright.
 
     Raises InputError naming the file and what is wrong with it, OutOfMemory if it does not fit.
     """
-    with _open(path, max_pixels) as image:
+    with _open(Path(path), max_pixels) as image:
         return _read(image)
 
 
@@ -71,7 +74,7 @@ def _open(path: Path, max_pixels: int) -> Iterator[Image.Image]:
             raise InputError(f"{path} is a folder; expected a picture")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty (0 bytes)")
-        with _limit(max_pixels), Image.open(path) as image:
+        with _limit(max_pixels), Image.open(path, formats=_formats()) as image:
             if image.width * image.height > max_pixels:
                 raise InputError(f"{path}: {image.width}x{image.height} pixels is more than the limit of "
                                  f"{max_pixels:,}; raise the limit (--max-pixels) if you trust the file")
@@ -90,7 +93,18 @@ def _open(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     except MemoryError:
         raise OutOfMemory(f"{path}: the picture does not fit in memory") from None
     except Exception as error:  # Pillow's readers let through whatever damaged bytes make them trip over
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"{path}: the picture does not fit in memory") from None
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(f"{path}: the file cannot be read ({error.strerror})") from None
         raise InputError(f"{path}: the picture is damaged or cut short ({error})") from error
+
+
+def _formats() -> list[str]:
+    """What Pillow may try, the common ones first."""
+    Image.preinit()
+    Image.init()
+    return [name for name in Image.ID if name not in _REFUSED]
 
 
 @contextmanager
@@ -111,9 +125,11 @@ def _read(image: Image.Image) -> Picture:
     if frames > 1:
         notes.append(f"animated or many pages: only the first of {frames} is used")
     layout = str([tile[3] for tile in getattr(image, "tile", [])])
+    image.load()
     if _DEEP.search(layout):
         notes.append("16 bits a channel are read as 8: only gray pictures keep 16")
-    image.load()
+        if image.info.pop("transparency", None) is not None:
+            notes.append("the transparent colour, which needs all 16 bits, was dropped")
     icc, exif = image.info.get("icc_profile"), _exif(image, notes)
     if image.format != "TIFF":  # Pillow turns these itself, and some versions then still name the turn
         image = _upright(image)
@@ -129,11 +145,11 @@ def _read(image: Image.Image) -> Picture:
         image, icc = image.convert("RGB"), None
     has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     gray = image.mode in ("L", "LA", "1") or "'LA;16" in layout  # the last is read as RGBA
-    values = np.asarray(image.convert("RGBA" if has_alpha else "RGB"), dtype=np.float32) / 255
-    rgb = torch.from_numpy(values[..., :3]).permute(2, 0, 1).contiguous()
+    channels = torch.from_numpy(np.array(image.convert("RGBA" if has_alpha else "RGB"))).permute(2, 0, 1)
+    rgb = channels[:3].contiguous().float().div_(255)
     if not has_alpha:
         return Picture(rgb, None, icc, exif, 8, gray, notes)
-    alpha = torch.from_numpy(values[..., 3])[None].contiguous()
+    alpha = channels[3:].contiguous().float().div_(255)
     return Picture(fill_transparent(rgb, alpha), alpha, icc, exif, 8, gray, notes)
 
 
@@ -217,9 +233,9 @@ def _push_pull(color: Tensor, weight: Tensor) -> Tensor:
     return torch.where(weight > 0, color, below)
 
 
-def read_settings(path: Path) -> dict[str, Any] | None:
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The settings a file was written with, or None. Raises InputError for a file that is no picture."""
-    with _open(path, 1 << 40) as image:
+    with _open(Path(path), 1 << 40) as image:
         text = image.info.get(SETTINGS_KEY)
         if text is None and (image.format != "PNG" or "exif" in image.info):  # else a PNG is read to its end
             comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(USER_COMMENT)
@@ -231,13 +247,20 @@ def read_settings(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def find_pictures(sources: list[Path]) -> list[tuple[Path, Path]]:
-    """``(file, name below the output folder)`` for files and, recursively, folders; sorted, hidden files skipped."""
+def find_pictures(sources: list[Path], out: Path | None = None) -> list[tuple[Path, Path]]:
+    """``(file, name below the output folder)`` for files and, recursively, folders; sorted, hidden files skipped.
+
+    out: a folder for results; where it lies inside a source folder, what is in it is skipped.
+    Raises InputError for a folder without pictures.
+    """
+    results = out.resolve() if out is not None else None
     found: list[tuple[Path, Path]] = []
     for source in sources:
         if source.is_dir():
             inside = sorted(p for p in source.rglob("*") if p.suffix.lower() in READABLE and p.is_file()
                             and not any(part.startswith(".") for part in p.relative_to(source).parts))
+            if results is not None and source.resolve() in results.parents:
+                inside = [p for p in inside if results not in p.resolve().parents]
             if not inside:
                 raise InputError(f"{source}: no pictures in this folder")
             found += [(p, p.relative_to(source)) for p in inside]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
 
@@ -39,44 +40,43 @@ def output_format(path: Path) -> str:
         raise InputError(f"{path}: cannot write '{path.suffix}' files; use .png, .jpg or .webp") from None
 
 
-def check_output(path: Path, width: int, height: int, *, overwrite: bool = False) -> None:
+def check_output(path: str | os.PathLike[str], width: int, height: int, *, overwrite: bool = False) -> None:
     """Raises InputError if a picture of that size cannot be written there; call it before the work, not after."""
+    path = Path(path)
     limit = LIMITS.get(output_format(path))
     if limit and max(width, height) > limit:
         raise InputError(f"{path}: {width}x{height} pixels, but {output_format(path)} holds at most {limit} a side; "
                          "use .png")
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the name of a file")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise InputError(f"{path} exists already; use --overwrite to replace it")
 
 
-def write_picture(picture: Picture, path: Path, *, settings: Mapping[str, Any] | None = None, quality: int = 95,
-                  overwrite: bool = False) -> None:
+def write_picture(picture: Picture, path: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None,
+                  quality: int = 95, overwrite: bool = False) -> None:
     """Write PNG, JPEG or WebP by the ending of ``path``, whole or not at all.
 
     settings: kept in the file as JSON (PNG text "uplift", else the EXIF user comment); see ``read_settings``.
     """
+    path = Path(path)
     kind = output_format(path)
     height, width = picture.rgb.shape[1:]
     check_output(path, width, height, overwrite=overwrite)
     image = _to_pil(picture, kind)
     options = _save_options(picture, image, kind, dict(settings or {}), quality)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".uplift-", suffix=path.suffix, dir=path.parent)
+    unfinished = path.with_name(f".uplift-{secrets.token_hex(8)}{path.suffix}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with unfinished.open("xb") as file:
             image.save(file, kind, **options)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        if path.exists() and not overwrite:
+        if os.path.lexists(path) and not overwrite:
             raise InputError(f"{path} appeared meanwhile; use --overwrite to replace it")
-        os.replace(name, path)
+        os.replace(unfinished, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
 
 
@@ -86,10 +86,15 @@ def _to_pil(picture: Picture, kind: str) -> Image.Image:
     if alpha is not None and kind == "JPEG":
         log.warning("JPEG has no transparency: the picture is laid over white")
         rgb, alpha = rgb * alpha + (1 - alpha), None
-    if picture.gray and picture.bits == 16 and kind == "PNG" and alpha is None:
-        return Image.fromarray(np.rint(_gray(rgb) * 65535).astype(np.uint16))
-    values = _gray(rgb) if picture.gray else rgb.permute(1, 2, 0).numpy()
-    image = Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    if picture.gray and picture.bits == 16 and kind == "PNG":
+        if alpha is not None:
+            log.warning("16-bit gray with transparency is written with 8 bits")
+        else:
+            return Image.fromarray(np.rint(_gray(rgb) * 65535).astype(np.uint16))
+    if picture.gray:
+        image = Image.fromarray(np.rint(_gray(rgb) * 255).astype(np.uint8))
+    else:  # the clamped copy is ours to change
+        image = Image.fromarray(rgb.mul_(255).round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
     if alpha is not None:
         image.putalpha(Image.fromarray(np.rint(alpha[0].numpy() * 255).astype(np.uint8)))
     return image

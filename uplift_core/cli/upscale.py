@@ -61,7 +61,7 @@ def upscale(
     check_options(scale, color_fix)
     budget = parse_bytes(memory or None)
     parse_tile(tile, 1)
-    jobs = _targets(find_pictures(sources), out, scale)
+    jobs = _targets(find_pictures(sources, out), out, scale)
     net = load(model, device=device, dtype=dtype, offline=offline or None)
     parameter = next(net.parameters())
     codec = load_vae(vae or _default_vae(net.config.latent_space), device=parameter.device, dtype=parameter.dtype)

@@ -1,0 +1,114 @@
+"""The command, as a person runs it: files in, files out, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from golden_cases import golden
+from PIL import Image
+from skimage import data
+
+from uplift_core import load, load_vae, upscale_image
+from uplift_core.checkpoints import save
+from uplift_core.imageio import read_picture, read_settings
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A small model and a small random VAE on disk."""
+    from diffusers import AutoencoderKL
+
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    AutoencoderKL(block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+                  up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=8,
+                  scaling_factor=0.18215).save_pretrained(folder / "vae")
+    model = golden("small-vae_8x_batch2").model
+    save(model, folder / "model.safetensors", config=model.config)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    Image.fromarray(data.astronaut()[:41, :60]).save(folder / "a.png")
+    glass = Image.fromarray(data.coffee()[:24, :24])
+    glass.putalpha(120)
+    glass.save(folder / "sub" / "b.webp")
+    (folder / "broken.png").touch()
+    return folder
+
+
+def command(home, *words, **options):
+    program = [sys.executable, "-c", "from uplift_core.cli import main; main()", "upscale", *map(str, words),
+               "--model", str(home / "model.safetensors"), "--vae", str(home / "vae"), "--offline", "--device", "cpu"]
+    return options.pop("run", subprocess.run)(program, env={**os.environ, "COLUMNS": "300"}, **options)
+
+
+def test_a_folder_with_a_broken_file(home, photos, tmp_path):
+    done = command(home, photos, "-o", tmp_path / "out", "--seed", 3, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "broken.png" in done.stdout
+    assert "empty (0 bytes)" in done.stdout
+    written = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file())
+    assert written == ["a.png", os.path.join("sub", "b.webp")]
+    assert Image.open(tmp_path / "out" / "sub" / "b.webp").mode == "RGBA"
+    settings = read_settings(tmp_path / "out" / "a.png")
+    assert settings is not None
+    assert (settings["seed"], settings["scale"]) == (3, 2)
+    model, vae = load(home / "model.safetensors", device="cpu"), load_vae(home / "vae")
+    expected = upscale_image(model, vae, read_picture(photos / "a.png").rgb, scale=2, seed=3)
+    got = read_picture(tmp_path / "out" / "a.png").rgb
+    assert (got - expected).abs().max() < 1.01 / 255  # the same numbers as the library's
+
+
+def test_existing_files_are_kept(home, photos, tmp_path):
+    target = tmp_path / "kept.png"
+    target.write_bytes(b"mine")
+    done = command(home, photos / "a.png", "-o", target, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "--overwrite" in done.stdout
+    assert target.read_bytes() == b"mine"
+    assert command(home, photos / "a.png", "-o", target, "--overwrite", capture_output=True).returncode == 0
+    assert Image.open(target).size == (120, 82)
+
+
+def test_wrong_options_are_one_line(home, photos):
+    for words, says in ((("--scale", 9), "scale is 9"), (("--color-fix", "sepia"), "color_fix"),
+                        (("--memory", "lots"), "memory is"), (("--tile", "big"), "tile is")):
+        done = command(home, photos / "a.png", *words, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_interrupted_leaves_finished_files_whole(home, photos, tmp_path):
+    Image.fromarray(data.astronaut()[:16, :16]).save(photos / "_first.png")
+    big = Image.fromarray(data.astronaut()).resize((1500, 1500))
+    big.save(photos / "z.png")
+    out = tmp_path / "out"
+    going = command(home, photos / "_first.png", photos / "z.png", "-o", out, run=subprocess.Popen,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(600):
+        if (out / "_first.png").exists():
+            break
+        time.sleep(0.1)
+    time.sleep(0.5)
+    going.send_signal(signal.SIGINT)
+    going.communicate(timeout=60)
+    assert going.returncode == 130
+    Image.open(out / "_first.png").load()
+    assert [p.name for p in out.iterdir()] == ["_first.png"]
+    assert json.dumps(read_settings(out / "_first.png"))
+
+
+def test_models(home):
+    done = subprocess.run([sys.executable, "-c", "from uplift_core.cli import main; main()", "models", "info",
+                           str(home / "model.safetensors"), "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["parameters"] == 72021
