@@ -263,16 +263,22 @@ def save(model_or_state: nn.Module | Mapping[str, Tensor], path: str | os.PathLi
     state = {key: value.detach().to(device="cpu", dtype=dtype if value.is_floating_point() else None,
                                     copy=True, memory_format=torch.contiguous_format)
              for key, value in strip_prefixes(source).items()}
+    write_safetensors(state, path, metadata)
+    return path
+
+
+def write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """A file that is there whole or not at all. Raises CheckpointError when it cannot be written."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch(exist_ok=False)
         mode = part.stat().st_mode & 0o777  # as every new file here; safetensors would let nobody else read it
-        safetensors.torch.save_file(state, str(part), metadata=metadata)
+        whole = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        safetensors.torch.save_file(whole, str(part), metadata=dict(metadata))
         part.chmod(mode)
         os.replace(part, path)
     except (OSError, safetensors.SafetensorError) as bad:
         raise CheckpointError(f"{path} cannot be written: {getattr(bad, 'strerror', None) or bad}") from None
     finally:
         part.unlink(missing_ok=True)
-    return path

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, OutOfMemory
 from ..memory import free_memory, is_out_of_memory
+from .patchnet import PatchNet
 from .spaces import check_channels
 from .tiles import check_stop, run_tiled
 
@@ -54,8 +55,8 @@ class Codec(Protocol):
     def from_scaled(self, latent: Tensor) -> Tensor: ...
 
 
-class _DiffusersCodec:
-    """What both kinds of autoencoder share: checks, scaling, tiles, memory."""
+class ModuleCodec:
+    """What all kinds of autoencoder share: checks, scaling, tiles, memory."""
 
     margin = 0  # latent pixels around a tile that are computed and thrown away or faded
     blend = 0  # latent pixels on each side of a seam over which tiles fade
@@ -80,7 +81,7 @@ class _DiffusersCodec:
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> _DiffusersCodec:
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ModuleCodec:
         """Move to the device and number format, None for as it is; returns itself."""
         # Not the module's own ``to``: in diffusers it warns of formats that do not matter here.
         nn.Module.to(self.module, device=device, dtype=dtype)
@@ -228,7 +229,7 @@ class _DiffusersCodec:
         return result
 
 
-class KLCodec(_DiffusersCodec):
+class KLCodec(ModuleCodec):
     """An ``AutoencoderKL``: the VAE of Stable Diffusion, SDXL, SD3 or Flux."""
 
     margin, blend = 16, 8
@@ -249,7 +250,7 @@ class KLCodec(_DiffusersCodec):
         return self.module.decode(latent).sample * 0.5 + 0.5  # type: ignore[operator]
 
 
-class TinyCodec(_DiffusersCodec):
+class TinyCodec(ModuleCodec):
     """An ``AutoencoderTiny`` (TAESD and its kin): fast previews. It was trained on *scaled* latents."""
 
     def __init__(self, module: Any, latent_space: str, *, scaling_factor: float, shift: float = 0.0):
@@ -269,3 +270,21 @@ class TinyCodec(_DiffusersCodec):
     def _decode(self, latent: Tensor) -> Tensor:
         scaled = (latent - self.shift) * self.scaling_factor
         return self.module.decode(scaled).sample * 0.5 + 0.5  # type: ignore[operator]
+
+
+class PatchCodec(ModuleCodec):
+    """A ``PatchNet``: the bundled tiny codec."""
+
+    def __init__(self, module: PatchNet, latent_space: str = "tiny"):
+        config = module.config
+        self.margin = config.reach
+        # Maps at half size, of which a few are alive at a time, and the picture twice.
+        self.encode_bytes = 40.0
+        self.decode_bytes = 4.0 * config.detail + 24.0 * config.width / config.patch**2 + 64
+        super().__init__(module, latent_space, channels=config.channels, patch=config.patch, scaling_factor=1.0)
+
+    def _encode(self, image: Tensor) -> Tensor:
+        return self.module.encode(image)  # type: ignore[operator]
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        return self.module.decode(latent)  # type: ignore[operator]

@@ -10,8 +10,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ import torch
 from torch import Tensor
 
 from .. import hub
+from ..assets import asset
 from ..checkpoints import read_torch
 from ..devices import choose_device, choose_dtype
-from ..errors import CheckpointError, DownloadError, InputError, MissingExtra
+from ..errors import CheckpointError, ConfigError, DownloadError, InputError, MissingExtra
 from ..foreign import SUFFIXES, kind_of, looks_like, safetensors_header
 from .building import build, make_codec
-from .codec import Codec, KLCodec, TinyCodec
+from .codec import Codec, KLCodec, PatchCodec, TinyCodec
 from .layouts import NotAVae, Shape, kl_keys, recognise, tiny_half
+from .patchnet import PatchNet, PatchNetConfig
 from .spaces import LATENT_SPACES, spaces_with
 from .spaces import latent_space as space_of
 
@@ -39,6 +41,9 @@ ALIASES = {
     "taesdxl": "madebyollin/taesdxl",
 }
 """Short names for VAEs on the hub, as ``owner/name`` or ``owner/name:subfolder``."""
+
+BUNDLED = "tiny"
+"""The name of the codec that comes with the package."""
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
            "diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.bin")
@@ -59,6 +64,7 @@ def load_vae(name_or_path: str | os.PathLike[str], *, device: str | torch.device
     - a file (``.safetensors``, or a torch file without code): a full Stable Diffusion checkpoint, a VAE alone in LDM
       or diffusers layout, or either half of a TAESD pair with the other beside it;
     - a diffusers folder: of a VAE, or of a pipeline with ``vae/`` in it;
+    - ``tiny``, the codec that comes with the package;
     - ``sd15``, ``taesd`` (see ALIASES), ``owner/name`` or ``owner/name:subfolder`` on the hub, from the cache if there.
 
     ``latent_space``: one of LATENT_SPACES, for files that do not tell; the VAEs of SD1.5 and SDXL look alike. Four
@@ -73,7 +79,9 @@ def load_vae(name_or_path: str | os.PathLike[str], *, device: str | torch.device
     number = choose_dtype(dtype, where)
     name = os.fspath(name_or_path)
     path = Path(name).expanduser()
-    if name in ALIASES and not path.is_file():
+    if name == BUNDLED and not path.is_file():
+        found = from_file(asset("tiny-vae.safetensors"), latent_space)
+    elif name in ALIASES and not path.is_file():
         found = from_hub(ALIASES[name], latent_space)
     elif path.is_dir():
         found = from_folder(path, latent_space)
@@ -97,6 +105,7 @@ class _File:
     shapes: dict[str, Shape]
     hint: str
     read: Callable[[Iterable[str]], dict[str, Tensor]]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def _open(path: Path) -> _File:
@@ -114,14 +123,16 @@ def _open(path: Path) -> _File:
             except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as bad:
                 raise CheckpointError(f"{path} cannot be read as safetensors ({bad}). Download it again") from None
 
-        return _File(path, shapes, f"{path.name} {metadata.get('modelspec.architecture', '')}", read)
+        return _File(path, shapes, f"{path.name} {metadata.get('modelspec.architecture', '')}", read, metadata)
     state = read_torch(path, mapped=kind_of(path) == "zip")
     return _File(path, {key: tuple(value.shape) for key, value in state.items()}, path.name,
                  lambda keys: {key: state[key] for key in keys})
 
 
-def from_file(path: Path, asked: str | None) -> KLCodec | TinyCodec:
+def from_file(path: Path, asked: str | None) -> Codec:
     file = _open(path)
+    if file.metadata.get("codec") == "patchnet":
+        return _patch_codec(file, asked)
     if half := tiny_half(file.shapes):
         return _from_pair(file, half, asked)
     try:
@@ -132,6 +143,18 @@ def from_file(path: Path, asked: str | None) -> KLCodec | TinyCodec:
     state = file.read(layout.source.values())
     module = build(path, layout.kind, layout.config, {new: state[old] for new, old in layout.source.items()})
     return make_codec(module, layout.kind, space)
+
+
+def _patch_codec(file: _File, asked: str | None) -> PatchCodec:
+    try:
+        net = PatchNet(PatchNetConfig.from_metadata(file.metadata))
+        net.load_state_dict(file.read(file.shapes))
+    except (ConfigError, RuntimeError) as bad:
+        raise CheckpointError(f"{file.path} does not fit a tiny codec: {bad}") from None
+    space = file.metadata.get("latent_space", "")
+    if asked is not None and asked != space:
+        raise InputError(f"{file.path} makes '{space}' latents, not '{asked}'")
+    return PatchCodec(net, space)
 
 
 def _from_pair(file: _File, half: str, asked: str | None) -> TinyCodec:

@@ -32,6 +32,7 @@ LATENT_SPACES = {
     "sdxl": LatentSpace("SDXL", 4, 8, 0.13025, vae="the VAE of SDXL, such as sdxl_vae.safetensors, or TAESDXL"),
     "sd3": LatentSpace("Stable Diffusion 3", 16, 8, 1.5305, 0.0609, vae="the VAE of Stable Diffusion 3, or TAESD3"),
     "flux": LatentSpace("Flux", 16, 8, 0.3611, 0.1159, vae="the VAE of Flux, often named ae.safetensors, or TAEF1"),
+    "tiny": LatentSpace("the bundled tiny codec", 32, 8, 1.0, vae="the bundled VAE 'tiny'"),
 }
 
 

@@ -1,0 +1,409 @@
+"""Training: what a recipe says is what happens, and a run that was killed ends where it would have ended."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from skimage import data
+from torch import nn
+
+from uplift_core import load, load_vae
+from uplift_core.config import ModelConfig
+from uplift_core.errors import Cancelled, ConfigError, InputError
+from uplift_core.model import UPLiFT
+from uplift_core.training import Trainer, load_recipe, named_recipes
+from uplift_core.training.latent_cache import LatentCache, fingerprint
+from uplift_core.training.objective import MultiDepth, pyramid
+from uplift_core.training.photos import Photos, Positions
+from uplift_core.training.recipe import DataPart, Recipe, from_dict
+from uplift_core.vae.codec import PatchCodec
+from uplift_core.vae.patchnet import BlockStatistics, PatchNet, PatchNetConfig
+
+SMALL = {"attender": 5, "enc_share": True,
+         "encoder": {"down_steps": 1, "block_0": {"block": "SingleConv", "norm": "layer", "count": 1, "hc": [8]},
+                     "down_1": {"down_op": "max"},
+                     "block_1": {"block": "SingleConv", "norm": "layer", "count": 1, "hc": [8]}},
+         "decoder": {"up_steps": 1, "ncat_c": 1, "enc_resample": "nearest",
+                     "block_0": {"block": "SingleConv", "norm": "layer", "count": 1, "hc": [8]},
+                     "up_1": {"up_op": "tconv", "residual": "bilinear"},
+                     "block_1": {"block": "SingleConv", "norm": "layer", "count": 1, "hc": [8]}},
+         "refiner": {"enc_resample": "nearest", "ncat_c": 1, "residual": True,
+                     "block_0": {"block": "SingleConv", "norm": "layer", "count": 1, "hc": [8]}}}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    for i, name in enumerate(("astronaut", "coffee", "chelsea")):
+        Image.fromarray(getattr(data, name)()[:100 + i, :140]).save(folder / ("more" if i else ".") / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codec(photos):
+    net = PatchNet(PatchNetConfig(channels=6, patch=4, width=8, blocks=1, detail=4, detail_blocks=1))
+    statistics = BlockStatistics(4)
+    statistics.add(torch.stack([Photos(photos, DataPart(size=64, turns=True), 0)[i]["image"] for i in range(9)]))
+    statistics.install(net)
+    return PatchCodec(net)
+
+
+def recipe(**changes):
+    content = {"name": "small", "teacher": {"vae": "unused"}, "data": {"size": 32, "batch": 2},
+               "model": {"channels": 6, "patch": 4, "latent_space": "tiny", "uplift": SMALL},
+               "optimizer": {"lr": 3e-3, "ema": 0.9}, "latents": {"normalise": True, "augment": 0.02},
+               "run": {"steps": 6, "log_every": 1, "preview_every": 0, "save_every": 2}}
+    for entry, value in changes.items():
+        node = content
+        *path, last = entry.split("__")
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return from_dict(content)
+
+
+# -- recipes -------------------------------------------------------------------------------------------------------
+
+def test_the_recipes_that_come_along_can_be_built():
+    assert {"sd15-vae", "dinov2-s14", "dinov3-splus16", "tiny-vae", "uplift-mini"} <= set(named_recipes())
+    for name in named_recipes():
+        loaded = load_recipe(name)
+        assert from_dict(loaded.to_dict()) == loaded
+        if not loaded.is_codec:
+            with torch.device("meta"):
+                UPLiFT(loaded.model_config())
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"data__depths": [9]}, "multiple of 2048"), ({"data__sise": 3}, "did you mean 'size'"),
+    ({"loss": "l3"}, "l2, l1, cosine"), ({"data__batch": "many"}, "batch: expected int"),
+    ({"optimizer__ema": 1.0}, "below 1"), ({"teacher__backbone": "x"}, "one of them"),
+    ({"run__steps": 0}, "run.epochs"),
+    ({"model__uplift": {"encoder": {}}}, "'decoder'"),
+    ({"data__size": 20}, "a multiple of 16"),
+])
+def test_wrong_recipes_name_the_entry(changes, says):
+    with pytest.raises(ConfigError, match=says):
+        recipe(**changes).model_config()
+
+
+# -- pictures ------------------------------------------------------------------------------------------------------
+
+def test_crops_depend_on_their_number_alone(photos):
+    part = DataPart(size=48, zoom=2, turns=True)
+    one, other = Photos(photos, part, 5, 1 << 30), Photos(photos, part, 5)
+    for n in (0, 7, 3, 100, 3):
+        assert torch.equal(one[n]["image"], other[n]["image"])
+    assert not torch.equal(one[0]["image"], Photos(photos, part, 6)[0]["image"])
+    assert sorted(one._index(n)[1] for n in range(3, 6)) == [0, 1, 2]  # an epoch shows every picture
+
+
+def test_crops_come_again_when_asked_to(photos):
+    few = Photos(photos, DataPart(size=48, crops_per_photo=2), 1)
+    seen = {}
+    for n in range(30):
+        seen.setdefault(few._index(n)[1], set()).add(few[n]["key"])
+    assert {len(keys) for keys in seen.values()} <= {1, 2}
+
+
+def test_a_center_crop_is_the_resized_center(photos):
+    crop = Photos(photos, DataPart(size=50, crop="center", flips=False), 0)
+    names = [p.name for p in crop.files]
+    picture = data.astronaut()[:100, :140]
+    n = next(n for n in range(3) if crop._index(n)[1] == names.index("astronaut.png"))
+    expected = Image.fromarray(picture[:, 20:120]).resize((50, 50), Image.Resampling.BILINEAR)
+    assert np.abs(crop[n]["image"].permute(1, 2, 0).numpy() * 255 - np.asarray(expected, float)).max() <= 4
+
+
+def test_broken_pictures_are_skipped_and_named(tmp_path):
+    Image.fromarray(data.coffee()[:64, :64]).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG nothing")
+    photos = Photos(tmp_path, DataPart(size=32), 0)
+    items = [photos[n] for n in range(4)]
+    assert sum("bad.png" in item["broken"] for item in items) == 2
+    (tmp_path / "good.png").unlink()
+    with pytest.raises(InputError, match=r"bad\.png"):
+        Photos(tmp_path, DataPart(size=32), 0)[0]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no pictures"):
+        Photos(tmp_path / "empty", DataPart(size=32), 0)
+
+
+def test_processes_share_the_positions():
+    whole = list(Positions(4, 1, 3))
+    halves = [list(Positions(2, 1, 3, rank, 2)) for rank in (0, 1)]
+    assert sorted(halves[0] + halves[1]) == whole
+    assert halves[0] == [4, 5, 8, 9]
+
+
+# -- the latent cache ----------------------------------------------------------------------------------------------
+
+def test_cache_gives_back_and_survives_damage(tmp_path):
+    cache = LatentCache(tmp_path / "c", "vae")
+    latent = torch.randn(4, 3, 5)
+    assert cache.read("k") is None
+    cache.write("k", latent)
+    assert torch.equal(cache.read("k"), latent)
+    assert LatentCache(tmp_path / "c", "another vae").read("k") is None
+    cache.path("k").write_bytes(cache.path("k").read_bytes()[:-7])
+    assert cache.read("k") is None
+    cache.write("k", latent)
+    assert torch.equal(cache.read("k"), latent)
+
+
+def test_cache_is_used_and_changes_nothing(photos, codec, tmp_path, monkeypatch):
+    options = {"data__crops_per_photo": 1, "data__crop": "center", "data__flips": False, "run__steps": 4,
+               "latents__normalise": False}
+    plain = Trainer(recipe(**options), photos, tmp_path / "a", teacher=codec, cpu=True)
+    plain.run()
+    cached = recipe(**options, data__cache=str(tmp_path / "cache"))
+    Trainer(cached, photos, tmp_path / "b", teacher=codec, cpu=True).run()
+    last = Trainer(cached, photos, tmp_path / "c", teacher=codec, cpu=True)
+    monkeypatch.setattr(last.task, "encode", lambda images: pytest.fail("not read from the cache"))
+    last.run()
+    states = [load(tmp_path / run / "small.safetensors").state_dict() for run in "abc"]
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]) and torch.equal(value, states[2][name])
+
+
+def test_two_processes_write_the_same_cache(tmp_path):
+    code = ("import sys, torch; from pathlib import Path; from uplift_core.training.latent_cache import LatentCache\n"
+            "c = LatentCache(Path(sys.argv[1]), 'v')\n"
+            "for r in range(3):\n"
+            "    for i in range(40):\n"
+            "        found = c.read(str(i))\n"
+            "        assert found is None or (found == i).all()\n"
+            "        c.write(str(i), torch.full((50, 50), float(i)))\n")
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "c")]) for _ in range(2)]
+    assert [p.wait() for p in both] == [0, 0]
+    assert not list((tmp_path / "c").rglob("*.part"))
+
+
+def test_fingerprint_tells_weights_apart():
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    assert fingerprint(one) != fingerprint(other)
+    other.load_state_dict(one.state_dict())
+    assert fingerprint(one) == fingerprint(other)
+
+
+# -- the objective -------------------------------------------------------------------------------------------------
+
+def test_objective_is_the_sum_over_depths_and_steps():
+    torch.manual_seed(0)
+    config = ModelConfig.from_published(SMALL, channels=6, patch=4)
+    model = UPLiFT(config).eval()
+    nn.init.normal_(model.ref_outc.weight)
+    image = torch.rand(2, 3, 64, 64)
+    guides = pyramid(image, 2)
+    maps = [torch.randn(2, 6, 16 >> level, 16 >> level) for level in range(3)]
+    got = MultiDepth(model, (1, 2))(guides, maps, 3)
+    generator = torch.Generator().manual_seed(3)
+
+    def noise(shape, step, site):
+        return torch.randn(shape, generator=generator)
+    one = model(guides[1], maps[1], 1, noise=noise, return_steps=True)
+    two = model(guides[2], maps[2], 2, noise=noise, return_steps=True)
+    expected = F.mse_loss(one[0], maps[0]) + F.mse_loss(two[0], maps[1]) + F.mse_loss(two[1], maps[0])
+    assert abs((got - expected).item()) < 1e-5
+    kept = [m.clone() for m in maps]
+    MultiDepth(model, (1, 2), augment=1.0)(guides, maps, 3)
+    assert all(torch.equal(a, b) for a, b in zip(maps, kept, strict=True))  # noised latents are no targets
+
+
+@pytest.mark.parametrize("loss", ["l1", "cosine"])
+def test_other_losses_are_zero_for_the_same(loss):
+    from uplift_core.training.objective import distance
+
+    x = torch.randn(2, 6, 4, 4)
+    assert float(distance(x, x, loss)) < 1e-6 < float(distance(x, x + torch.randn_like(x), loss))
+
+
+# -- runs ----------------------------------------------------------------------------------------------------------
+
+def test_training_learns(photos, codec, tmp_path):
+    run = recipe(run__steps=150, data__batch=4, latents__augment=0.0)
+    path = Trainer(run, photos, tmp_path / "out", teacher=codec, cpu=True).run()
+    model = load(path)
+    assert model.config.latent_space == "tiny" and len(model.config.latent_std) == 6
+    image = Photos(photos, DataPart(size=64), 9)[1]["image"][None]
+    small = pyramid(image, 1)[1]
+    latent = codec.encode(small)
+    target = codec.encode(image)
+    with torch.no_grad():
+        ours = model(small, latent, 1, noise=0)
+    bilinear = F.interpolate(latent, scale_factor=2, mode="bilinear")
+    assert F.mse_loss(ours, target) < 0.8 * F.mse_loss(bilinear, target)
+    with (tmp_path / "out" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, 151))
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+
+
+RUN = """
+import sys, torch
+from pathlib import Path
+from uplift_core import load_vae
+from uplift_core.training import Trainer, load_recipe
+torch.set_num_threads(1)
+folder, out, resume = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "resume"
+recipe = load_recipe(folder / "recipe.yaml")
+Trainer(recipe, folder / "photos", out, cpu=True).run(resume=resume)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["uplift", "codec"])
+def test_a_killed_run_ends_like_an_uninterrupted_one(photos, codec, tmp_path, kind):
+    import yaml
+
+    (tmp_path / "photos").symlink_to(photos)
+    if kind == "uplift":
+        from uplift_core.training.tasks import CodecTask
+
+        maker = from_dict({"name": "x", "codec": {"channels": 6, "patch": 4, "width": 8, "detail": 4},
+                           "data": {"size": 32}, "run": {"steps": 1}})
+        task = CodecTask(maker, torch.device("cpu"))
+        task.prepare(iter([torch.rand(8, 3, 64, 64)]))
+        task.save(task.network.state_dict(), tmp_path / "vae.safetensors", {})
+        content = recipe(run__steps=60, run__save_every=5, data__guides_decoded=0.5,
+                         teacher__vae=str(tmp_path / "vae.safetensors")).to_dict()
+    else:
+        content = recipe(run__steps=60, run__save_every=5, data__size=32,
+                         codec={"channels": 6, "patch": 4, "width": 8, "detail": 4}).to_dict()
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(_lists(content)))
+    command = [sys.executable, "-c", RUN, str(tmp_path)]
+    subprocess.run([*command, str(tmp_path / "whole"), "new"], check=True, capture_output=True)
+    going = subprocess.Popen([*command, str(tmp_path / "cut"), "new"], stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if len(list((tmp_path / "cut").glob("step-*"))) >= 2:
+            break
+        time.sleep(0.05)
+    os.kill(going.pid, signal.SIGKILL)
+    assert going.wait() == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "small.safetensors").exists()
+    again = subprocess.run([*command, str(tmp_path / "cut"), "new"], capture_output=True, text=True)
+    assert again.returncode != 0 and "--resume" in again.stderr
+    (tmp_path / "cut" / ".dead.part").mkdir()
+    subprocess.run([*command, str(tmp_path / "cut"), "resume"], check=True, capture_output=True)
+    assert _same(tmp_path / "whole" / "small.safetensors", tmp_path / "cut" / "small.safetensors")
+    logs = [[row[:2] for row in csv.reader((tmp_path / run / "log.csv").open())] for run in ("whole", "cut")]
+    assert logs[0] == logs[1]
+    assert not (tmp_path / "cut" / ".dead.part").exists()
+
+
+def _same(one, other):
+    one, other = load_file(one), load_file(other)
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def _lists(value):
+    if isinstance(value, dict):
+        return {k: _lists(v) for k, v in value.items() if v is not None}
+    return [_lists(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def test_a_stopped_run_goes_on(photos, codec, tmp_path):
+    whole = Trainer(recipe(), photos, tmp_path / "a", teacher=codec, cpu=True).run()
+    seen = []
+    first = Trainer(recipe(), photos, tmp_path / "b", teacher=codec, cpu=True)
+    with pytest.raises(Cancelled, match="step 3"):
+        first.run(progress=seen.append, should_stop=lambda: len(seen) == 3)
+    with pytest.raises(InputError, match="'data' differs"):
+        Trainer(recipe(data__batch=3), photos, tmp_path / "b", teacher=codec, cpu=True).run(resume=True)
+    path = Trainer(recipe(), photos, tmp_path / "b", teacher=codec, cpu=True).run(resume=True)
+    assert _same(path, whole)
+
+
+def test_previews_are_pictures(photos, codec, tmp_path):
+    run = recipe(run__steps=2, run__preview_every=2, run__preview_photos=2)
+    Trainer(run, photos, tmp_path / "out", teacher=codec, cpu=True).run()
+    page = Image.open(next((tmp_path / "out" / "previews").iterdir()))
+    assert page.size == (5 * 32, 2 * (32 + 16))
+
+
+def test_a_run_that_diverges_says_so(photos, codec, tmp_path):
+    with pytest.raises(InputError, match=r"optimizer\.lr"):
+        Trainer(recipe(optimizer__lr=1e30), photos, tmp_path / "out", teacher=codec, cpu=True).run()
+
+
+def test_a_teacher_that_does_not_fit_is_refused(photos, tmp_path):
+    other = PatchCodec(PatchNet(PatchNetConfig(channels=7, patch=4, width=4, blocks=0, detail=2, detail_blocks=0)))
+    with pytest.raises(InputError, match="7 channels"):
+        Trainer(recipe(), photos, tmp_path / "out", teacher=other, cpu=True)
+
+
+def test_features_of_a_vision_transformer(photos, tmp_path):
+    timm = pytest.importorskip("timm")
+    from uplift_core.backbones import Backbone
+
+    torch.manual_seed(0)
+    name = "vit_tiny_patch16_224"
+    backbone = Backbone(timm.create_model(name, pretrained=False, num_classes=0, depth=1, dynamic_img_size=True), name)
+    run = recipe(teacher={"backbone": name}, model__channels=192, model__patch=16, data__size=64, data__depths=[1],
+                 run__steps=3, latents={})
+    path = Trainer(run, photos, tmp_path / "out", teacher=backbone, cpu=True).run()
+    assert load(path).config.channels == 192
+
+
+# -- the tiny codec ------------------------------------------------------------------------------------------------
+
+def test_the_linear_codec_is_optimal(photos):
+    images = torch.stack([Photos(photos, DataPart(size=64), 3)[i]["image"] for i in range(12)])
+    statistics = BlockStatistics(4)
+    statistics.add(images)
+    net = PatchNet(PatchNetConfig(channels=10, patch=4, width=4, blocks=0, detail=2, detail_blocks=0))
+    left = statistics.install(net)
+    basis = net.analysis.weight.detach().flatten(1)
+    assert (basis @ basis.T - torch.eye(10)).abs().max() < 1e-5
+    with torch.no_grad():
+        latent = net.encode(images)
+        assert abs(float(F.mse_loss(net(images), images)) / left - 1) < 1e-3
+    blocks = F.unfold(images, 4, stride=4).transpose(1, 2).flatten(0, 1)
+    mean = blocks.view(-1, 3, 16).mean((0, 2)).repeat_interleave(16)
+    best = torch.linalg.svdvals((blocks - mean).double())[10:].pow(2).sum() / blocks.numel()
+    assert abs(float(best) / left - 1) < 1e-3
+    flat = latent.transpose(0, 1).flatten(1)
+    assert (flat.mean(1) - net.latent_mean).abs().max() < 1e-4
+    assert (flat.std(1) / net.latent_std - 1).abs().max() < 1e-2
+
+
+def test_tiles_of_the_tiny_codec_are_exact(codec):
+    net = PatchNet(codec.module.config)
+    net.load_state_dict(codec.module.state_dict())
+    nn.init.normal_(net.tail.weight)
+    other = PatchCodec(net)
+    latent = torch.randn(1, 6, 37, 23)
+    whole = other.decode(latent, tile=None)
+    assert (other.decode(latent, tile=32) - whole).abs().max() < 1e-5
+    assert (other.encode(whole, tile=32) - other.encode(whole, tile=None)).abs().max() < 1e-5
+
+
+def test_a_trained_codec_beats_the_linear_one(photos, tmp_path):
+    run = Recipe(**{**vars(recipe(run__steps=150, data__batch=4, latents__augment=0.0)),
+                    "codec": PatchNetConfig(channels=6, patch=4, width=16, blocks=1, detail=8, detail_blocks=1)})
+    path = Trainer(run, photos, tmp_path / "out", cpu=True).run()
+    codec = load_vae(path)
+    assert codec.latent_space == "tiny"
+    image = torch.stack([Photos(photos, DataPart(size=64), 4)[i]["image"] for i in range(3)])
+    latent = codec.encode(image)
+    linear = codec.module.synthesis(latent)
+    assert F.mse_loss(codec.decode(latent), image) < 0.97 * F.mse_loss(linear, image)
+
+
+def test_dry_run_writes_nothing(photos, tmp_path):
+    command = [sys.executable, "-m", "uplift_core.cli", "train-vae", "--data", str(photos), "--dry-run", "--out",
+               str(tmp_path / "out"), "--set", "data.batch=2", "--set", "run.precision=fp32", "--cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"})
+    for word in ("trained parameters", "20,000", "time per step", "GB"):
+        assert word in done.stdout
+    assert not (tmp_path / "out").exists()

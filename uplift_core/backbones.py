@@ -1,0 +1,131 @@
+"""Images to features: vision transformers of timm, by name or from a local file or folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import PRESETS
+from .devices import choose_device, choose_dtype
+from .errors import CheckpointError, DownloadError, InputError, MissingExtra
+from .model import IMAGENET_MEAN, IMAGENET_STD
+
+BACKBONES = {"dinov2-s14": "vit_small_patch14_dinov2.lvd142m",
+             "dinov3-splus16": "vit_small_plus_patch16_dinov3.lvd1689m"}
+"""The backbones the published models enlarge, by latent space, as timm calls them."""
+
+
+class Backbone:
+    """A frozen vision transformer. Last block, final norm applied, prefix tokens dropped (spec of the published
+    models)."""
+
+    def __init__(self, module: Any, name: str):
+        self.module = module.eval().requires_grad_(False)
+        self.name = name
+        size = module.patch_embed.patch_size
+        self.patch = int(size[0] if isinstance(size, (tuple, list)) else size)
+        self.channels = int(module.num_features)
+        self.latent_space = next((space for space, timm_name in BACKBONES.items() if timm_name == name), "")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Backbone:
+        self.module.to(device=device, dtype=dtype)
+        return self
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """RGB in [0, 1], ``b 3 H W``, to what the network was trained on."""
+        settings = getattr(self.module, "pretrained_cfg", None) or {}
+        mean = torch.tensor(settings.get("mean", IMAGENET_MEAN), device=image.device, dtype=image.dtype)
+        std = torch.tensor(settings.get("std", IMAGENET_STD), device=image.device, dtype=image.dtype)
+        return (image - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Tensor:
+        """``b 3 H W`` in [0, 1], sides multiples of the patch, to features ``b c H/patch W/patch``."""
+        if image.shape[2] % self.patch or image.shape[3] % self.patch:
+            raise InputError(f"the picture is {image.shape[3]} x {image.shape[2]} pixels; {self.name} needs multiples "
+                             f"of {self.patch}")
+        weight = next(self.module.parameters())
+        x = self.normalise(image).to(weight.device, weight.dtype)
+        maps = self.module.forward_intermediates(x, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)
+        return maps[-1].to(image.device, torch.float32)
+
+
+def load_backbone(name_or_path: str | os.PathLike[str], *, device: str | torch.device = "cpu",
+                  dtype: str | torch.dtype = torch.float32, pretrained: bool = True) -> Backbone:
+    """A timm vision transformer by latent space (``dinov2-s14``), timm name, or path of a local weights file or
+    folder whose name begins with the timm name (``vit_small_patch14_dinov2.lvd142m.safetensors``).
+
+    Raises InputError, CheckpointError, DownloadError, MissingExtra.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise MissingExtra("timm", "features", "Computing features") from None
+    where = choose_device(device)
+    name, options = os.fspath(name_or_path), dict[str, Any]()
+    path = Path(name).expanduser()
+    if path.exists():
+        weights = _weights_in(path)
+        timm_name = _timm_name(path)
+        options = {"pretrained_cfg_overlay": {"file": str(weights)}}
+    else:
+        timm_name = BACKBONES.get(name, name)
+    if not timm.is_model(timm_name.split(".")[0]):
+        raise InputError(f"{name!r} is no model of timm and no file; expected {', '.join(BACKBONES)}, a name that "
+                         "timm.list_models() shows, or the path of a weights file called like one")
+    if not hasattr(timm.models, "VisionTransformer"):
+        raise InputError("this version of timm is too old; install timm 1.0 or newer")
+    try:
+        module = timm.create_model(timm_name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
+    except TypeError:
+        raise InputError(f"{timm_name} is no vision transformer: it takes no pictures of any size") from None
+    except (RuntimeError, OSError) as error:
+        if path.exists():
+            raise CheckpointError(f"{path} does not fit {timm_name}: {str(error).splitlines()[0]}") from None
+        raise DownloadError(f"the weights of {timm_name} are not on this machine and cannot be downloaded "
+                            f"({str(error).splitlines()[0]}); give the path of its model.safetensors") from None
+    if not hasattr(module, "forward_intermediates"):
+        raise InputError(f"{timm_name} gives no feature maps; expected a vision transformer")
+    return Backbone(module, timm_name).to(where, choose_dtype(dtype, where))
+
+
+def _weights_in(path: Path) -> Path:
+    if path.is_file():
+        return path
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(f"{path} holds no model.safetensors")
+
+
+def _timm_name(path: Path) -> str:
+    import timm
+
+    for candidate in (path.name, path.stem, path.parent.name):
+        for name in (candidate, candidate.rsplit(".", 1)[0]):
+            if timm.is_model(name.split(".")[0]):
+                return name
+    raise InputError(f"{path}: call the file or its folder by the timm name of the model, such as "
+                     f"{BACKBONES['dinov2-s14']}.safetensors")
+
+
+def pad_to_patch(image: Tensor, patch: int) -> Tensor:
+    """``b 3 H W`` with its edge repeated to the right and below, up to multiples of the patch."""
+    down, right = -image.shape[2] % patch, -image.shape[3] % patch
+    return F.pad(image, (0, right, 0, down), mode="replicate") if down or right else image
+
+
+def preset_for(backbone: Backbone) -> str:
+    """The published UPLiFT for a backbone, or empty."""
+    return backbone.latent_space if backbone.latent_space in PRESETS else ""
+
+

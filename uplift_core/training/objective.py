@@ -1,0 +1,55 @@
+"""What an UPLiFT is trained to do (paper section 3.3): from every depth, hit the teacher's map at every size above."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..model import UPLiFT
+from ..resample import antialias
+
+
+def pyramid(image: Tensor, levels: int) -> list[Tensor]:
+    """The image ``b 3 S S`` and its halves, quarters, ...: ``levels + 1`` of them."""
+    return [image if not level else antialias(image, (image.shape[2] >> level, image.shape[3] >> level))
+            for level in range(levels + 1)]
+
+
+def distance(prediction: Tensor, target: Tensor, loss: str) -> Tensor:
+    """l2: mean square. l1: mean absolute. cosine: one minus the mean cosine over channels."""
+    if loss == "l2":
+        return F.mse_loss(prediction.float(), target.float())
+    if loss == "l1":
+        return F.l1_loss(prediction.float(), target.float())
+    return 1 - F.cosine_similarity(prediction.float(), target.float(), dim=1).mean()
+
+
+class MultiDepth(nn.Module):
+    """The objective as one module, so that distributed training sees a single forward pass.
+
+    For every depth d: begin with the map of level d (plus noise of std ``augment``, added out of place so that it
+    stays clean as a target), take d steps, and add up the distances to levels d - 1, ..., 0.
+    """
+
+    def __init__(self, model: UPLiFT, depths: Sequence[int], loss: str = "l2", augment: float = 0.0):
+        super().__init__()
+        self.model, self.depths, self.loss, self.augment = model, tuple(depths), loss, augment
+
+    def forward(self, guides: list[Tensor], maps: list[Tensor], seed: int) -> Tensor:
+        total = maps[0].new_zeros(())
+        generator = torch.Generator().manual_seed(seed)
+
+        def noise(shape: tuple[int, ...], step: int, site: str) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        for depth in self.depths:
+            start = maps[depth]
+            if self.augment:
+                start = start + self.augment * torch.randn(start.shape, generator=generator).to(start)
+            results = self.model(guides[depth], start, depth, noise=noise, return_steps=True, form="plain")
+            for step, result in enumerate(results):
+                total = total + distance(result, maps[depth - 1 - step], self.loss)
+        return total

@@ -1,0 +1,264 @@
+"""The two things the trainer can train: an UPLiFT under a frozen teacher, and the tiny codec."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import checkpoints
+from ..backbones import Backbone, load_backbone
+from ..config import ModelConfig
+from ..errors import InputError
+from ..loading import load
+from ..model import UPLiFT
+from ..vae import Codec, check_pair, load_vae
+from ..vae.codec import ModuleCodec, PatchCodec
+from ..vae.patchnet import BlockStatistics, PatchNet
+from .latent_cache import LatentCache, fingerprint
+from .objective import MultiDepth, distance, pyramid
+from .preview import sheet
+from .recipe import Recipe
+
+log = logging.getLogger(__name__)
+MEASURED_CROPS = 1024
+
+
+class Task(Protocol):
+    """What the trainer drives. ``objective`` is the module whose forward pass returns the loss."""
+
+    objective: nn.Module
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    def prepare(self, images: Iterator[Tensor]) -> None:
+        """Look at the first pictures before a fresh run, for what has to be measured; ``images``: ``b 3 S S``."""
+
+    def inputs(self, images: Tensor, keys: list[str], seed: int, device: torch.device, *, cached: bool = True
+               ) -> tuple[Any, ...]:
+        """What the objective takes, for pictures ``b 3 S S`` in [0, 1]."""
+
+    def save(self, state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None: ...
+
+    def preview(self, network: nn.Module, images: Tensor, path: Path) -> None: ...
+
+    def describe(self) -> dict[str, str]: ...
+
+
+class UpliftTask:
+    """An UPLiFT for the latents of a VAE or the features of a backbone."""
+
+    def __init__(self, recipe: Recipe, device: torch.device, teacher: Codec | Backbone | None = None):
+        self.recipe, self.device = recipe, device
+        self.vae: Codec | None = None
+        self.backbone: Backbone | None = None
+        if isinstance(teacher, Backbone):
+            self.backbone = teacher
+        elif teacher is not None:
+            self.vae = teacher
+        elif recipe.teacher.vae:
+            self.vae = load_vae(recipe.teacher.vae, device=device)
+        else:
+            self.backbone = load_backbone(recipe.teacher.backbone, device=device)
+        model = load(recipe.model.start, device="cpu") if recipe.model.start else UPLiFT(self._config())
+        self._check(model.config)
+        self.objective = self._wrap(model)
+        self.cache = None
+        if recipe.data.cache:
+            module = self.vae.module if isinstance(self.vae, ModuleCodec) else self.backbone.module  # type: ignore
+            self.cache = LatentCache(Path(recipe.data.cache).expanduser(), fingerprint(module))
+
+    def _config(self) -> ModelConfig:
+        config = self.recipe.model_config()
+        if not config.latent_space:
+            space = self.vae.latent_space if self.vae else self.backbone.latent_space  # type: ignore[union-attr]
+            config = replace(config, latent_space=space)
+        return config
+
+    def _check(self, config: ModelConfig) -> None:
+        if self.vae:
+            check_pair(config.latent_space, self.vae.latent_space)
+            if (config.channels, config.patch) != (self.vae.channels, self.vae.patch):
+                raise InputError(f"the VAE makes latents of {self.vae.channels} channels, patch {self.vae.patch}; the "
+                                 f"model takes {config.channels}, patch {config.patch}")
+            return
+        assert self.backbone is not None
+        if (config.channels, config.patch) != (self.backbone.channels, self.backbone.patch):
+            raise InputError(f"{self.backbone.name} gives {self.backbone.channels} channels of patch "
+                             f"{self.backbone.patch}; the model takes {config.channels} of patch {config.patch}")
+
+    def _wrap(self, model: UPLiFT) -> MultiDepth:
+        return MultiDepth(model.train(), self.recipe.data.depths, self.recipe.loss, self.recipe.latents.augment)
+
+    @property
+    def network(self) -> UPLiFT:
+        return self.objective.model
+
+    def encode(self, images: Tensor) -> Tensor:
+        if self.vae:
+            return self.vae.encode(images, tile=None)
+        return self.backbone.encode(images)  # type: ignore[union-attr]
+
+    def prepare(self, images: Iterator[Tensor]) -> None:
+        if not self.recipe.latents.normalise:
+            return
+        n, count = self.network.config.channels, 0
+        total, squares = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+        for batch in images:
+            latent = self.encode(batch.to(self.device)).double().cpu()
+            total += latent.sum((0, 2, 3))
+            squares += (latent**2).sum((0, 2, 3))
+            count += latent.shape[0] * latent.shape[2] * latent.shape[3]
+        mean = total / count
+        std = (squares / count - mean**2).clamp_min(1e-12).sqrt()
+        config = replace(self.network.config, latent_mean=tuple(round(v, 6) for v in mean.tolist()),
+                         latent_std=tuple(max(1e-6, round(v, 6)) for v in std.tolist()))
+        self.adopt(config)
+
+    def adopt(self, config: ModelConfig) -> None:
+        """Go on with the same weights under another configuration (measured latents, or those of a snapshot)."""
+        model = UPLiFT(config)
+        model.load_state_dict(self.network.state_dict())
+        self.objective = self._wrap(model)
+
+    def inputs(self, images: Tensor, keys: list[str], seed: int, device: torch.device, *, cached: bool = True
+               ) -> tuple[Any, ...]:
+        levels = max(self.recipe.data.depths)
+        images = images.to(device)
+        sizes = pyramid(images, levels)
+        with torch.no_grad():
+            maps = [self._encoded(image, keys if cached else [], level) for level, image in enumerate(sizes)]
+            guides = [g.contiguous(memory_format=torch.channels_last) for g in self._guides(sizes, maps, seed)]
+        return guides, maps, seed
+
+    def _guides(self, sizes: list[Tensor], maps: list[Tensor], seed: int) -> list[Tensor]:
+        if self.backbone:
+            return [self.backbone.normalise(image) for image in sizes]
+        share = self.recipe.data.guides_decoded
+        if not share:
+            return sizes
+        decoded = torch.rand(len(sizes[0]), generator=torch.Generator().manual_seed(seed)) < share
+        if not decoded.any():
+            return sizes
+        guides = [sizes[0]]
+        for image, latent in zip(sizes[1:], maps[1:], strict=True):
+            image = image.clone()
+            image[decoded] = self.vae.decode(latent[decoded], tile=None).to(image)  # type: ignore[union-attr]
+            guides.append(image)
+        return guides
+
+    def _encoded(self, images: Tensor, keys: list[str], level: int) -> Tensor:
+        if self.cache is None or not keys:
+            return self.encode(images)
+        found = [self.cache.read(f"{key}:{level}") for key in keys]
+        missing = [i for i, latent in enumerate(found) if latent is None]
+        if missing:
+            for i, latent in zip(missing, self.encode(images[missing]), strict=True):
+                self.cache.write(f"{keys[i]}:{level}", latent)
+                found[i] = latent
+        return torch.stack([latent.to(images.device) for latent in found])  # type: ignore[union-attr]
+
+    def save(self, state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        checkpoints.save(state, path, config=self.network.config, extra_metadata=metadata)
+
+    def load(self, path: Path) -> None:
+        """Take the configuration of a saved file: a snapshot may hold measured latents."""
+        self.adopt(checkpoints.build(checkpoints.read_weights(path)).config)
+
+    def preview(self, network: nn.Module, images: Tensor, path: Path) -> None:
+        if self.vae is None:
+            return
+        sizes = pyramid(images.to(self.device), 1)
+        latent = self.vae.encode(sizes[1], tile=None)
+        bilinear = F.interpolate(latent, scale_factor=2, mode="bilinear", align_corners=False)
+        network.eval()
+        with torch.no_grad():
+            upscaled = network(sizes[1].to(self.device), latent, 1, noise=0)
+        network.train()
+        decode = self.vae.decode
+        sheet(path, {"low resolution": F.interpolate(sizes[1], scale_factor=2, mode="nearest"),
+                     "bilinear latent": decode(bilinear, tile=None), "UPLiFT": decode(upscaled, tile=None),
+                     "codec": decode(self.vae.encode(sizes[0], tile=None), tile=None), "original": sizes[0]})
+
+    def describe(self) -> dict[str, str]:
+        of = f"latents of {self.vae!r}" if self.vae else f"features of {self.backbone.name}"  # type: ignore[union-attr]
+        return {"trains": f"UPLiFT for {of}", "depths": ", ".join(map(str, self.recipe.data.depths)),
+                "crops": f"{self.recipe.data.size} px, batch {self.recipe.data.batch}"}
+
+
+class _CodecLoss(nn.Module):
+    def __init__(self, net: PatchNet, loss: str, augment: float):
+        super().__init__()
+        self.net, self.loss, self.augment = net, loss, augment
+
+    def forward(self, images: Tensor, latent: Tensor, seed: int) -> Tensor:
+        if self.augment:
+            generator = torch.Generator().manual_seed(seed)
+            strength = self.augment * torch.rand(len(latent), 1, 1, 1, generator=generator)
+            latent = latent + (strength * torch.randn(latent.shape, generator=generator)).to(latent)
+        return distance(self.net.decode(latent), images, self.loss)
+
+
+class CodecTask:
+    """The tiny codec. Its encoder is the linear optimum, measured once and kept; what is learned is the decoder's
+    residual. Noise of up to ``latents.augment`` on the latents makes it bear the errors of an UPLiFT."""
+
+    def __init__(self, recipe: Recipe, device: torch.device):
+        assert recipe.codec is not None
+        self.recipe, self.device = recipe, device
+        self.objective = self._wrap(PatchNet(recipe.codec))
+
+    def _wrap(self, net: PatchNet) -> _CodecLoss:
+        for part in (net.analysis, net.synthesis):
+            part.requires_grad_(False)
+        return _CodecLoss(net.train(), self.recipe.loss, self.recipe.latents.augment)
+
+    @property
+    def network(self) -> PatchNet:
+        return self.objective.net
+
+    def prepare(self, images: Iterator[Tensor]) -> None:
+        statistics = BlockStatistics(self.network.config.patch)
+        for batch in images:
+            statistics.add(batch)
+        left = statistics.install(self.network)
+        log.warning("%d components leave %.2f dB on the measured pictures", self.network.config.channels,
+                    -10 * torch.tensor(max(left, 1e-12)).log10())
+
+    def inputs(self, images: Tensor, keys: list[str], seed: int, device: torch.device, *, cached: bool = True
+               ) -> tuple[Any, ...]:
+        images = images.to(device).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            return images, self.network.encode(images), seed
+
+    def save(self, state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        checkpoints.write_safetensors(state, path, {**self.network.config.to_metadata(), "latent_space": "tiny",
+                                                    **metadata})
+
+    def load(self, path: Path) -> None:
+        """Nothing of a snapshot but its weights matters."""
+
+    def preview(self, network: nn.Module, images: Tensor, path: Path) -> None:
+        codec = PatchCodec(network)  # type: ignore[arg-type]
+        latent = codec.encode(images.to(self.device), tile=None)
+        with torch.no_grad():
+            linear = network.synthesis(latent).clamp(0, 1)  # type: ignore[operator]
+        sheet(path, {"linear": linear, "codec": codec.decode(latent, tile=None), "original": images})
+        network.train()
+        for name, value in network.named_parameters():
+            value.requires_grad_(not name.startswith(("analysis", "synthesis")))
+
+    def describe(self) -> dict[str, str]:
+        return {"trains": f"tiny codec, {self.recipe.codec}",
+                "crops": f"{self.recipe.data.size} px, batch {self.recipe.data.batch}"}
+
+
+def make_task(recipe: Recipe, device: torch.device) -> UpliftTask | CodecTask:
+    return CodecTask(recipe, device) if recipe.codec is not None else UpliftTask(recipe, device)

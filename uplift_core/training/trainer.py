@@ -1,0 +1,297 @@
+"""The training loop. Everything random follows from the seed and the step number, so that a run can be killed at any
+time and goes on to the same result. Devices, precision and several processes are accelerate's."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..errors import Cancelled, InputError, MissingExtra, UpliftError
+from ..memory import parse_bytes
+from ..version import __version__
+from . import snapshots
+from .photos import Photos, Positions
+from .recipe import Recipe
+from .tasks import MEASURED_CROPS, CodecTask, UpliftTask, make_task
+
+log = logging.getLogger(__name__)
+COLUMNS = ("step", "loss", "rate", "grad_norm", "images_per_second")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a listener hears after every step."""
+
+    step: int
+    steps: int
+    loss: float
+    images_per_second: float
+    seconds_left: float
+
+
+class Trainer:
+    """One run: ``Trainer(recipe, data, out).run()``.
+
+    out: gets ``log.csv``, ``previews/``, ``step-N/`` snapshots and at the end ``<recipe name>.safetensors``.
+    teacher: a codec or backbone to use instead of the one the recipe names.
+    """
+
+    def __init__(self, recipe: Recipe, data: Path, out: Path, *, teacher: Any = None, cpu: bool = False,
+                 tensorboard: bool = False):
+        try:
+            from accelerate import Accelerator
+            from accelerate.utils import DistributedDataParallelKwargs
+        except ImportError:
+            raise MissingExtra("accelerate", "train", "Training") from None
+        # The last step's noise and unused encoder maps may leave parameters without gradient.
+        handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+        precision = "no" if recipe.run.precision == "fp32" else recipe.run.precision
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=handlers)
+        self.recipe, self.out = recipe, out
+        self.device = self.accelerator.device
+        self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        torch.manual_seed(recipe.run.seed)
+        self.task: UpliftTask | CodecTask = (UpliftTask(recipe, self.device, teacher) if teacher is not None
+                                             else make_task(recipe, self.device))
+        self.photos = Photos(data, recipe.data, recipe.run.seed, parse_bytes(recipe.data.keep or None) or 0)
+        self.tensorboard = tensorboard
+        self.broken: dict[str, None] = {}
+        self.ema: dict[str, Tensor] = {}
+
+    @property
+    def steps(self) -> int:
+        run = self.recipe.run
+        if run.steps:
+            return run.steps
+        return max(1, math.ceil(run.epochs * len(self.photos) / (self.recipe.data.batch * self.world)))
+
+    # -- the run ---------------------------------------------------------------------------------------------------
+
+    def run(self, *, resume: bool = False, progress: Callable[[Progress], None] | None = None,
+            should_stop: Callable[[], bool] | None = None) -> Path:
+        """Train to the end; returns the weights file. Raises InputError, CheckpointError, Cancelled."""
+        last = self._last_snapshot(resume)
+        first_step = 0
+        notes: dict[str, Any] = {}
+        tensors: dict[str, Tensor] = {}
+        if last is not None:
+            notes, tensors = snapshots.read(last)
+            self._check_same_recipe(notes, last)
+            first_step = int(notes["step"])
+            self.task.load(last / snapshots.WEIGHTS)
+        else:
+            self.task.prepare(self._first_images())
+        network = self.task.network
+        if last is not None:
+            network.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("weight.")})
+        self.ema = {name: tensors.get(f"ema.{name}", value.detach().cpu().clone()).to(self.device)
+                    for name, value in network.named_parameters() if value.requires_grad}
+        self.task.objective.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = self.make_optimizer()
+        if last is not None:
+            snapshots.unpack_optimizer(optimizer, tensors, notes["optimizer"])
+        objective, optimizer = self.accelerator.prepare(self.task.objective, optimizer)
+        if last is not None and self.accelerator.scaler is not None and notes.get("scaler"):
+            self.accelerator.scaler.load_state_dict(notes["scaler"])
+        self._loop(objective, optimizer, first_step, progress, should_stop)
+        return self._finish()
+
+    def _loop(self, objective: Any, optimizer: Any, first_step: int, progress: Callable[[Progress], None] | None,
+              should_stop: Callable[[], bool] | None) -> None:
+        run, network = self.recipe.run, self.task.network
+        writer = _Log(self.out, first_step, self.tensorboard) if self.accelerator.is_main_process else None
+        positions = Positions(self.recipe.data.batch, first_step, self.steps, self.rank, self.world)
+        loader = DataLoader(self.photos, self.recipe.data.batch, sampler=positions,
+                            num_workers=self.recipe.data.workers, drop_last=True,
+                            persistent_workers=False, pin_memory=self.device.type == "cuda")
+        losses: list[Tensor] = []
+        begun, counted = time.perf_counter(), 0
+        try:
+            for step, batch in enumerate(loader, first_step):
+                if should_stop is not None and should_stop():
+                    self._save(optimizer, step)
+                    raise Cancelled(f"stopped at step {step}; --resume goes on from here")
+                self.broken.update(dict.fromkeys(line for text in batch["broken"] for line in text.splitlines()))
+                rate = self._rate(step)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                seed = (run.seed * 1_000_003 + step) * 4096 + self.rank
+                loss = objective(*self.task.inputs(batch["image"], batch["key"], seed, self.device))
+                optimizer.zero_grad()
+                self.accelerator.backward(loss)
+                norm = self._clip(network)
+                optimizer.step()
+                self._average(network, step)
+                losses.append(loss.detach())
+                counted += len(batch["image"]) * self.world
+                done = step + 1
+                speed = counted / (time.perf_counter() - begun)
+                if progress is not None:
+                    left = (self.steps - done) * (time.perf_counter() - begun) / (done - first_step)
+                    progress(Progress(done, self.steps, float(loss.detach()), speed, left))
+                if writer and (done % max(1, run.log_every) == 0 or done == self.steps):
+                    mean = float(torch.stack(losses).mean())
+                    if not math.isfinite(mean):
+                        raise InputError(f"the loss is {mean} at step {done}: lower optimizer.lr, set optimizer.clip, "
+                                         "or use run.precision fp32 or bf16")
+                    writer.row(done, mean, rate, norm, speed)
+                    losses = []
+                if run.save_every and done % run.save_every == 0 and done < self.steps:
+                    self._save(optimizer, done)
+                if run.preview_every and done % run.preview_every == 0:
+                    self._preview(done)
+            self._save(optimizer, self.steps)
+        finally:
+            if writer:
+                writer.close()
+
+    def _finish(self) -> Path:
+        path = self.out / f"{self.recipe.name}.safetensors"
+        if self.accelerator.is_main_process:
+            self.task.save(self._best_state(), path, self._metadata(self.steps))
+            if self.recipe.run.preview_every:
+                self._preview(self.steps)
+            if self.broken:
+                log.warning("%d pictures could not be read and were skipped; the first: %s", len(self.broken),
+                            next(iter(self.broken)))
+        self.accelerator.wait_for_everyone()
+        return path
+
+    # -- parts -----------------------------------------------------------------------------------------------------
+
+    def _last_snapshot(self, resume: bool) -> Path | None:
+        there = snapshots.found(self.out)
+        if there and not resume:
+            raise InputError(f"{self.out} holds a run already (at {there[-1].name}); go on with --resume, or choose "
+                             "another --out")
+        if self.accelerator.is_main_process and self.out.is_dir():
+            snapshots.sweep(self.out)
+        return there[-1] if there else None
+
+    def _check_same_recipe(self, notes: dict[str, Any], snapshot: Path) -> None:
+        theirs, ours = notes["recipe"], self.recipe.to_dict()
+        for part in ("model", "codec", "data", "latents", "loss"):
+            if _plain(theirs.get(part)) != _plain(ours.get(part)):
+                raise InputError(f"{snapshot} was made with another recipe: '{part}' differs. Use the same recipe, or "
+                                 "another --out")
+
+    def _first_images(self) -> Iterator[Tensor]:
+        batch = min(self.recipe.data.batch, 16)
+        for start in range(0, MEASURED_CROPS if len(self.photos) > 1 else batch, batch):
+            yield torch.stack([self.photos[i]["image"] for i in range(start, start + batch)])
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        part = self.recipe.optimizer
+        kind = torch.optim.AdamW if part.name == "adamw" else torch.optim.Adam
+        trained = [p for p in self.task.objective.parameters() if p.requires_grad]
+        return kind(trained, lr=part.lr, weight_decay=part.weight_decay)
+
+    def _rate(self, step: int) -> float:
+        part, steps = self.recipe.optimizer, self.steps
+        rate = part.lr * min(1.0, (step + 1) / part.warmup) if part.warmup else part.lr
+        falling = part.decay * steps
+        return rate * min(1.0, (steps - step) / falling) if falling else rate
+
+    def _clip(self, network: Any) -> float:
+        clip = self.recipe.optimizer.clip
+        if not clip:
+            return 0.0
+        norm = self.accelerator.clip_grad_norm_(network.parameters(), clip)
+        return float(norm) if norm is not None else 0.0
+
+    @torch.no_grad()
+    def _average(self, network: Any, step: int) -> None:
+        decay = min(self.recipe.optimizer.ema, (1 + step) / (10 + step))  # a short memory at the start
+        if not self.recipe.optimizer.ema:
+            return
+        for name, value in network.named_parameters():
+            if name in self.ema:
+                self.ema[name].lerp_(value, 1 - decay)
+
+    def _best_state(self) -> dict[str, Tensor]:
+        """The averaged weights where there is an average, else the weights."""
+        state = {name: value.detach().clone() for name, value in self.task.network.state_dict().items()}
+        if self.recipe.optimizer.ema:
+            state.update(self.ema)
+        return state
+
+    def _metadata(self, step: int) -> dict[str, str]:
+        return {"trained_with": f"uplift {__version__}", "recipe": self.recipe.name, "step": str(step)}
+
+    def _save(self, optimizer: Any, step: int) -> None:
+        if self.accelerator.is_main_process:
+            tensors, plain = snapshots.pack_optimizer(getattr(optimizer, "optimizer", optimizer))
+            tensors |= {f"weight.{name}": value for name, value in self.task.network.state_dict().items()}
+            tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
+            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+            snapshots.write(self.out, step, lambda path: self.task.save(self._best_state(), path, self._metadata(step)),
+                            tensors, {"recipe": self.recipe.to_dict(), "optimizer": plain, "scaler": scaler},
+                            self.recipe.run.save_keep)
+        self.accelerator.wait_for_everyone()
+
+    def _preview(self, step: int) -> None:
+        if not self.accelerator.is_main_process or not self.recipe.run.preview_photos:
+            return
+        images = torch.stack([self.photos[i]["image"] for i in range(self.recipe.run.preview_photos)])
+        network = self.task.network
+        own = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        try:
+            network.load_state_dict(self._best_state())
+            self.task.preview(network, images, self.out / "previews" / f"step-{step:08d}.png")
+        except UpliftError as error:
+            log.warning("no preview at step %d: %s", step, error)
+        finally:
+            network.load_state_dict(own)
+            network.train()
+
+
+class _Log:
+    """``log.csv``, cut back to where a resumed run goes on, and TensorBoard beside it when wanted."""
+
+    def __init__(self, out: Path, first_step: int, tensorboard: bool):
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / "log.csv"
+        rows = []
+        if first_step and path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= first_step]
+        part = path.with_name(".log.csv.part")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([COLUMNS, *rows])
+        part.replace(path)
+        self.file = path.open("a", newline="", encoding="utf-8")
+        self.board = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise MissingExtra("tensorboard", "train", "Writing TensorBoard logs") from None
+            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step)
+
+    def row(self, step: int, loss: float, rate: float, norm: float, speed: float) -> None:
+        csv.writer(self.file).writerow([step, f"{loss:.8g}", f"{rate:.6g}", f"{norm:.4g}", f"{speed:.3g}"])
+        self.file.flush()
+        if self.board is not None:
+            for name, value in (("loss", loss), ("rate", rate), ("grad_norm", norm), ("images_per_second", speed)):
+                self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items() if key not in ("workers", "keep", "cache")}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
