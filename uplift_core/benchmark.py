@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ FORMS: dict[str, dict[str, bool]] = {
 
 @dataclass
 class Measurement:
-    """One row: a model run once in a fresh process. ``base``: bytes before the run (program and weights)."""
+    """One row: a model run in fresh processes, medians over the rounds. ``base``: bytes before the run (program and
+    weights); ``all_seconds``: of each round."""
 
     model: str
     form: str
@@ -48,6 +50,7 @@ class Measurement:
     seconds: float
     peak: int
     base: int
+    all_seconds: list[float] = field(default_factory=list)
 
 
 def measure(model: str, form: str, image: int, steps: int, *, device: str = "auto", dtype: str = "auto",
@@ -85,31 +88,57 @@ def _run(net: UPLiFT, form: str, picture: torch.Tensor, latent: torch.Tensor, st
         getattr(torch, where.type).synchronize()
 
 
-def compare(model: str, forms: list[str], sizes: list[int], steps: int, **options: Any) -> list[Measurement]:
-    """All forms at all sizes, the forms in turn, each in a process of its own."""
+def compare(model: str, forms: list[str], sizes: list[int], steps: int, *, rounds: int = 1,
+            against: dict[str, str] | None = None, **options: Any) -> list[Measurement]:
+    """All forms at all sizes, each measurement in a process of its own; the forms take turns in every round.
+
+    against: other programs by name, as command lines in which ``{image}`` and ``{steps}`` are filled in; each ends by
+    printing one line of JSON with ``seconds``, ``peak`` and ``base``.
+    """
+    against = against or {}
     unknown = [f for f in forms if f not in FORMS]
     if unknown or model not in PRESETS:
         raise InputError(f"unknown {'form ' + unknown[0] if unknown else 'model ' + model}; forms: "
                          f"{', '.join(FORMS)}; models: {', '.join(PRESETS)}")
     rows = []
     for image in sizes:
+        commands = {name: shlex.split(line.format(image=image, steps=steps)) for name, line in against.items()}
         for form in forms:
             request = json.dumps({"model": model, "form": form, "image": image, "steps": steps, **options})
-            root = str(Path(__file__).resolve().parent.parent)
-            path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-            done = subprocess.run([sys.executable, "-m", "uplift_core.benchmark", request], capture_output=True,
-                                  text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
-            if done.returncode:
-                raise InputError(f"measuring {form} at {image} failed: {done.stderr.strip().splitlines()[-1:]}")
-            rows.append(Measurement(**json.loads(done.stdout.splitlines()[-1])))
+            commands[form] = [sys.executable, "-m", "uplift_core.benchmark", request]
+        taken: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+        for _ in range(rounds):
+            for name, command in commands.items():
+                taken[name].append(_in_own_process(name, image, command))
+        tokens = (image // PRESETS[model].patch) ** 2
+        for name, results in taken.items():
+            seconds = [r["seconds"] for r in results]
+            rows.append(Measurement(model, name, image, steps, tokens, statistics.median(seconds),
+                                    int(statistics.median(r["peak"] for r in results)),
+                                    int(statistics.median(r["base"] for r in results)), seconds))
     return rows
+
+
+def _in_own_process(name: str, image: int, command: list[str]) -> dict[str, Any]:
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
+    try:
+        if done.returncode == 0:
+            result = json.loads(done.stdout.strip().splitlines()[-1])
+            return {key: result[key] for key in ("seconds", "peak", "base")}
+    except (ValueError, KeyError, IndexError, TypeError):
+        pass
+    last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+    raise InputError(f"measuring {name} at {image} failed: {last}")
 
 
 def report(rows: list[Measurement]) -> dict[str, Any]:
     """The measurements with what they were taken on, for a JSON file."""
     return {"machine": {"processor": platform.processor() or platform.machine(), "system": platform.system(),
                         "python": platform.python_version(), "torch": torch.__version__,
-                        "threads": torch.get_num_threads()},
+                        "torch_threads": torch.get_num_threads(),
+                        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()},
             "rows": [asdict(row) for row in rows]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -11,17 +12,20 @@ from torch import nn
 
 from .checkpoints import build, read_weights
 from .devices import choose_device, choose_dtype
-from .registry import Progress, get
+from .registry import Progress, default_model, get
 
 if TYPE_CHECKING:
     from .model import UPLiFT
 
+log = logging.getLogger(__name__)
 
-def load(name_or_path: str | os.PathLike[str], *, device: str | torch.device = "auto",
+
+def load(name_or_path: str | os.PathLike[str] = "auto", *, device: str | torch.device = "auto",
          dtype: str | torch.dtype = "auto", offline: bool | None = None,
          folders: Iterable[str | os.PathLike[str]] = (), operations: Any = nn,
          progress: Progress | None = None) -> UPLiFT:
-    """A model in eval mode, by known name (``sd15-vae``, ``dinov2-s14``, ``dinov3-splus16``) or by file.
+    """A model in eval mode, by known name (``sd15-vae``, ``dinov2-s14``, ``dinov3-splus16``, ``uplift-mini``) or by
+    file. ``auto``: ``sd15-vae`` if its weights are on this machine, else the bundled ``uplift-mini``.
 
     ``device`` and ``dtype``: ``auto``, names or torch's own objects. ``folders``: searched first for names.
     ``operations``: where module classes come from. ``progress(done, total)``: bytes of a download, should one be
@@ -29,5 +33,9 @@ def load(name_or_path: str | os.PathLike[str], *, device: str | torch.device = "
     """
     where = choose_device(device)
     number = choose_dtype(dtype, where)
+    if name_or_path == "auto":
+        name_or_path, reason = default_model(folders)
+        if reason:
+            log.warning(reason)
     path = get(name_or_path, folders=folders, offline=offline, progress=progress)
     return build(read_weights(path), operations=operations).to(device=where, dtype=number)

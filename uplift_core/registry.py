@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import hub
+from .assets import asset
 from .checkpoints import config_and_source, read_weights
 from .config import PRESETS
 from .errors import CheckpointError, InputError
@@ -38,6 +39,11 @@ class KnownModel:
     licence: str = "MIT"
     aliases: tuple[str, ...] = ()
 
+    @property
+    def bundled(self) -> bool:
+        """Whether it comes with the package and is never downloaded."""
+        return not self.repo
+
 
 def _published(name: str, stem: str, parameters: int, description: str, *aliases: str) -> KnownModel:
     return KnownModel(name, f"UPLiFT-upsampler/{stem}", f"{stem}.safetensors", name, PRESETS[name].latent_space,
@@ -49,7 +55,12 @@ KNOWN: dict[str, KnownModel] = {model.name: model for model in (
                "latents of the Stable Diffusion 1.5 VAE: enlarges pictures and latents", "sd15", "sd1.5-vae"),
     _published("dinov2-s14", "uplift_dinov2-s14", 789_521, "features of DINOv2 small, patch 14", "dinov2"),
     _published("dinov3-splus16", "uplift_dinov3-splus16", 789_521, "features of DINOv3 small plus, patch 16", "dinov3"),
+    KnownModel("uplift-mini", "", "uplift-mini.safetensors", "", "tiny", 4_000_000,
+               "the bundled small model: enlarges pictures by way of the bundled VAE 'tiny'", aliases=("mini",)),
 )}
+
+FULL, BUNDLED = "sd15-vae", "uplift-mini"
+"""What enlarges pictures by default: the first where its weights are on this machine, else the second."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,18 @@ def lookup(name: StrPath) -> KnownModel | None:
     """The known model of this name, alias, repository or file name (in any case of letters), or None."""
     wanted = os.fspath(name).lower()
     return next((model for model in KNOWN.values()
-                 if wanted in {s.lower() for s in (model.name, model.repo, model.filename, *model.aliases)}), None)
+                 if wanted in {s.lower() for s in (model.name, model.repo, model.filename, *model.aliases) if s}), None)
+
+
+def default_model(folders: Iterable[StrPath] = ()) -> tuple[str, str]:
+    """The model to enlarge pictures with when none is named, and a line for the user on why (empty: nothing to say).
+
+    The bundled small model is chosen only where the SD1.5 weights are not on this machine.
+    """
+    if find(FULL, folders=folders) is not None:
+        return FULL, ""
+    return BUNDLED, (f"the SD1.5 weights are not on this machine: using the small bundled model '{BUNDLED}' "
+                     f"('uplift models download {FULL}' gets the full one)")
 
 
 def user_folder() -> Path:
@@ -103,6 +125,8 @@ def find(name: StrPath, *, folders: Iterable[StrPath] = ()) -> Path | None:
         path = Path(name).expanduser()
         return path if path.exists() else None
     known = lookup(name)
+    if known and known.bundled:
+        return asset(known.filename)
     names = [str(name), *(f"{name}{suffix}" for suffix in SUFFIXES)]
     if known:
         names = [known.filename, f"{known.name}.safetensors", *names]
@@ -134,6 +158,8 @@ def download(name: str, *, folder: StrPath | None = None, progress: Progress | N
     known = lookup(name)
     if known is None:
         raise _unknown(name, ())
+    if known.bundled:
+        return asset(known.filename)
     return hub.fetch(known.repo, known.filename, folder=Path(folder).expanduser() if folder else None,
                      by_hand=user_folder(), progress=progress, token=token, revision=revision, offline=offline)
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 from ..errors import UpliftError
 from ..version import __version__
 from .bench import bench
+from .evaluate import evaluation
 from .models import models
 from .train import train, train_vae
 from .upscale import upscale
@@ -24,6 +25,7 @@ app.command()(bench)
 app.command()(train)
 app.command("train-vae")(train_vae)
 app.add_typer(models, name="models")
+app.add_typer(evaluation, name="eval")
 
 
 def _version(wanted: bool) -> None:

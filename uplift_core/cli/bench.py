@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import benchmark
+from ..errors import InputError
 
 
 def bench(model: str = typer.Option("sd15-vae", help="Which model's sizes (weights are random)."),
@@ -21,20 +22,25 @@ def bench(model: str = typer.Option("sd15-vae", help="Which model's sizes (weigh
           device: str = typer.Option("auto"), dtype: str = typer.Option("auto"),
           threads: int = typer.Option(0, help="CPU threads; 0 leaves it to torch."),
           runs: int = typer.Option(1, min=1, help="Runs in each process; the median counts."),
+          rounds: int = typer.Option(1, min=1, help="Processes for each case, the forms in turn; the median counts."),
+          against: list[str] = typer.Option([], metavar="NAME=COMMAND", help="Another program to measure beside; "
+                                            "{image} and {steps} are filled in; it prints JSON: seconds, peak, base."),
           out: Optional[Path] = typer.Option(None, "-o", help="Folder for bench.json and bench.png."),
           ) -> None:
     """Time and peak memory of the plain and the fast form, each size in its own process."""
     chosen = list(benchmark.FORMS) if forms == "all" else [f.strip() for f in forms.split(",")]
     side: str | int | None = tile if tile == "auto" else int(tile) if tile.isdigit() else None
     rows = benchmark.compare(model, chosen, [int(s) for s in sizes.split(",")], scale.bit_length() - 1, tile=side,
-                             device=device, dtype=dtype, threads=threads, runs=runs)
-    table = Table("image", "tokens", "form", "seconds", "peak MB", "of it before", "vs plain", box=None,
+                             device=device, dtype=dtype, threads=threads, runs=runs, rounds=rounds,
+                             against=_named(against))
+    first = rows[0].form
+    table = Table("image", "tokens", "form", "seconds", "from..to", "peak MB", "of it before", f"vs {first}", box=None,
                   pad_edge=False)
-    plain = {row.image: row for row in rows if row.form == "plain"}
+    start = {row.image: row for row in rows if row.form == first}
     for row in rows:
-        ratio = f"{plain[row.image].seconds / row.seconds:.2f}x" if row.image in plain else ""
-        table.add_row(str(row.image), str(row.tokens), row.form, f"{row.seconds:.2f}", f"{row.peak / 2**20:.0f}",
-                      f"{row.base / 2**20:.0f}", ratio)
+        table.add_row(str(row.image), str(row.tokens), row.form, f"{row.seconds:.2f}",
+                      f"{min(row.all_seconds):.2f}..{max(row.all_seconds):.2f}", f"{row.peak / 2**20:.0f}",
+                      f"{row.base / 2**20:.0f}", f"{start[row.image].seconds / row.seconds:.2f}x")
     console = Console()
     console.print(table, highlight=False)
     if out is not None:
@@ -42,3 +48,13 @@ def bench(model: str = typer.Option("sd15-vae", help="Which model's sizes (weigh
         (out / "bench.json").write_text(json.dumps(benchmark.report(rows), indent=2) + "\n")
         benchmark.plot(rows, out / "bench.png")
         console.print(f"written to {out / 'bench.json'} and {out / 'bench.png'}", highlight=False, soft_wrap=True)
+
+
+def _named(words: list[str]) -> dict[str, str]:
+    named = {}
+    for word in words:
+        name, sign, command = word.partition("=")
+        if not sign or not name or not command:
+            raise InputError(f"--against {word}: expected NAME=COMMAND")
+        named[name] = command
+    return named

@@ -20,8 +20,10 @@ from ..imageio import write_picture as write
 from ..loading import load
 from ..measure import peak_memory
 from ..memory import parse_bytes
+from ..registry import default_model
 from ..upscaling import check_options, parse_tile, upscale_image
 from ..vae import load_vae
+from ..vae.loading import BUNDLED as BUNDLED_SPACE
 from ..version import __version__
 
 
@@ -41,14 +43,16 @@ def upscale(
     out: Optional[Path] = typer.Option(None, "-o", "--out", help="A file (for one picture) or a folder; default: "
                                        "beside the source, as NAME_2x.png."),
     scale: float = typer.Option(2, help="Factor, above 1, up to 8."),
-    model: str = typer.Option("sd15-vae", help="Known name or weights file."),
+    model: str = typer.Option("auto", help="Known name or weights file; auto: sd15-vae if it is on this machine, else "
+                              "the small bundled one."),
     vae: str = typer.Option("", help="VAE file, folder or name; default: the one the model was made for."),
     seed: int = typer.Option(0, help="Same seed, same picture."),
     noise: float = typer.Option(1.0, min=0.0, max=2.0, help="Strength of the noise the model reads."),
     tile: str = typer.Option("auto", help="auto, off, or a side in pixels."),
     memory: str = typer.Option("", help="Working memory, like 4GB; default: most of what is free."),
     color_fix: str = typer.Option("mean", help="none, mean, adain or wavelet."),
-    consistency: bool = typer.Option(False, help="Pin the result to the pixels given (back-projection)."),
+    consistency: Optional[bool] = typer.Option(None, "--consistency/--no-consistency", help="Pin the result to the "
+                                               "pixels given (back-projection); default: with the bundled model."),
     device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, xpu, mps."),
     dtype: str = typer.Option("auto", help="auto, fp32, fp16, bf16."),
     quality: int = typer.Option(95, min=1, max=100, help="Of JPEG and WebP."),
@@ -62,10 +66,15 @@ def upscale(
     budget = parse_bytes(memory or None)
     parse_tile(tile, 1)
     jobs = _targets(find_pictures(sources, out), out, scale)
-    net = load(model, device=device, dtype=dtype, offline=offline or None)
+    named, reason = default_model() if model == "auto" else (model, "")
+    if reason:
+        console.print(f"[yellow]note:[/] {reason}", highlight=False)
+    net = load(named, device=device, dtype=dtype, offline=offline or None)
     parameter = next(net.parameters())
     codec = load_vae(vae or _default_vae(net.config.latent_space), device=parameter.device, dtype=parameter.dtype)
-    settings = {"version": __version__, "model": model, "vae": vae or net.config.latent_space, "scale": scale,
+    if consistency is None:
+        consistency = net.config.latent_space == BUNDLED_SPACE
+    settings = {"version": __version__, "model": named, "vae": vae or net.config.latent_space, "scale": scale,
                 "seed": seed, "noise": noise, "color_fix": color_fix, "consistency": consistency,
                 "dtype": str(parameter.dtype).removeprefix("torch.")}
     options = {"scale": scale, "seed": seed, "noise_strength": noise, "tile": tile, "memory_budget": budget,

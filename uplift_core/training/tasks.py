@@ -27,13 +27,14 @@ from .preview import sheet
 from .recipe import Recipe
 
 log = logging.getLogger(__name__)
-MEASURED_CROPS = 1024
 
 
 class Task(Protocol):
     """What the trainer drives. ``objective`` is the module whose forward pass returns the loss."""
 
     objective: nn.Module
+    measured_crops: int
+    """How many crops ``prepare`` wants to see."""
 
     @property
     def network(self) -> nn.Module: ...
@@ -54,6 +55,8 @@ class Task(Protocol):
 
 class UpliftTask:
     """An UPLiFT for the latents of a VAE or the features of a backbone."""
+
+    measured_crops = 1024
 
     def __init__(self, recipe: Recipe, device: torch.device, teacher: Codec | Backbone | None = None):
         self.recipe, self.device = recipe, device
@@ -203,17 +206,27 @@ class _CodecLoss(nn.Module):
             generator = torch.Generator().manual_seed(seed)
             strength = self.augment * torch.rand(len(latent), 1, 1, 1, generator=generator)
             latent = latent + (strength * torch.randn(latent.shape, generator=generator)).to(latent)
-        return distance(self.net.decode(latent), images, self.loss)
+        unit = self.net.get_buffer("residual_std")
+        return distance(self.net.decode(latent) / unit, images / unit, self.loss)
 
 
 class CodecTask:
     """The tiny codec. Its encoder is the linear optimum, measured once and kept; what is learned is the decoder's
-    residual. Noise of up to ``latents.augment`` on the latents makes it bear the errors of an UPLiFT."""
+    residual, from zero or from the weights in ``model.start``. Noise of up to ``latents.augment`` on the latents makes
+    it bear the errors of an UPLiFT. The loss is in units of what the linear codec leaves."""
+
+    measured_crops = 4096
 
     def __init__(self, recipe: Recipe, device: torch.device):
         assert recipe.codec is not None
         self.recipe, self.device = recipe, device
-        self.objective = self._wrap(PatchNet(recipe.codec))
+        net = PatchNet(recipe.codec)
+        if recipe.model.start:
+            start = load_vae(recipe.model.start)
+            if not isinstance(start, PatchCodec) or start.module.config != recipe.codec:
+                raise InputError(f"{recipe.model.start} is no tiny codec with {recipe.codec}")
+            net.load_state_dict(start.module.state_dict())
+        self.objective = self._wrap(net)
 
     def _wrap(self, net: PatchNet) -> _CodecLoss:
         for part in (net.analysis, net.synthesis):
@@ -225,6 +238,8 @@ class CodecTask:
         return self.objective.net
 
     def prepare(self, images: Iterator[Tensor]) -> None:
+        if self.recipe.model.start:
+            return
         statistics = BlockStatistics(self.network.config.patch)
         for batch in images:
             statistics.add(batch)

@@ -22,7 +22,7 @@ from ..version import __version__
 from . import snapshots
 from .photos import Photos, Positions
 from .recipe import Recipe
-from .tasks import MEASURED_CROPS, CodecTask, UpliftTask, make_task
+from .tasks import CodecTask, UpliftTask, make_task
 
 log = logging.getLogger(__name__)
 COLUMNS = ("step", "loss", "rate", "grad_norm", "images_per_second")
@@ -187,7 +187,7 @@ class Trainer:
 
     def _first_images(self) -> Iterator[Tensor]:
         batch = min(self.recipe.data.batch, 16)
-        for start in range(0, MEASURED_CROPS if len(self.photos) > 1 else batch, batch):
+        for start in range(0, self.task.measured_crops, batch):
             yield torch.stack([self.photos[i]["image"] for i in range(start, start + batch)])
 
     def make_optimizer(self) -> torch.optim.Optimizer:

@@ -80,6 +80,7 @@ class PatchNet(nn.Module):
         self.synthesis = nn.ConvTranspose2d(c, 3, p, stride=p)
         self.register_buffer("latent_mean", torch.zeros(c))
         self.register_buffer("latent_std", torch.ones(c))
+        self.register_buffer("residual_std", torch.ones(()))  # the unit of what is learned; it is small
         self.head = nn.Conv2d(c, config.width, 3, padding=1)
         self.blocks = nn.Sequential(*(_Residual(config.width) for _ in range(config.blocks)))
         self.spread = nn.Conv2d(config.width, config.detail * (p // 2)**2, 1)
@@ -97,7 +98,7 @@ class PatchNet(nn.Module):
         x = (latent - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
         x = self.blocks(torch.relu(self.head(x)))
         x = F.pixel_shuffle(self.spread(torch.relu(x)), self.config.patch // 2)
-        residual = F.pixel_shuffle(self.tail(self.details(x)), 2)
+        residual = F.pixel_shuffle(self.tail(self.details(x)), 2) * self.get_buffer("residual_std")
         with torch.autocast(latent.device.type, enabled=False):  # mixed precision is for the residual only
             return self.synthesis(latent) + residual.to(latent.dtype)
 
@@ -143,4 +144,6 @@ class BlockStatistics:
             spread = values.flip(0)[:c] - center**2
             net.get_buffer("latent_mean").copy_(center.float())
             net.get_buffer("latent_std").copy_(spread.clamp_min(1e-12).sqrt().float())
-        return float(values.flip(0)[c:].clamp_min(0).sum() / n)
+            left = float(values.flip(0)[c:].clamp_min(0).sum() / n)
+            net.get_buffer("residual_std").fill_(max(left, 1e-12)**0.5)
+        return left
