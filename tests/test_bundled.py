@@ -1,0 +1,80 @@
+"""What comes with the package: works with no network, is never taken for the SD1.5 model, and is good enough."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from golden_cases import golden
+from PIL import Image
+from safetensors import safe_open
+
+from uplift_core import load, load_vae, upscale_image
+from uplift_core.assets import asset
+from uplift_core.checkpoints import save
+from uplift_core.errors import CheckpointError, InputError
+from uplift_core.evaluation import METHODS, evaluate_sr
+from uplift_core.imageio import read_settings
+
+
+@pytest.fixture
+def nothing_installed(tmp_path, monkeypatch):
+    for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("UPLIFT_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+def test_size_and_names():
+    total = sum(p.stat().st_size for p in Path(asset("tiny-vae.safetensors")).parent.rglob("*") if p.is_file())
+    assert total < 16e6
+    for name in ("tiny-vae", "uplift-mini"):
+        with safe_open(str(asset(f"{name}.safetensors")), "pt") as file:
+            assert file.metadata()["latent_space"] == "tiny"
+    with pytest.raises(CheckpointError, match=r"nothing\.bin is missing"):
+        asset("nothing.bin")
+
+
+def test_the_default_depends_on_the_sd15_weights(nothing_installed, caplog):
+    assert load().config.latent_space == "tiny"
+    assert "uplift models download sd15-vae" in caplog.text
+    caplog.clear()
+    model = golden("small-vae_8x_batch2").model
+    save(model, nothing_installed / "models" / "uplift_sd1.5vae.safetensors", config=model.config)
+    assert load().config.latent_space != "tiny"
+    assert not caplog.text
+
+
+def test_the_first_command_works_with_nothing_there(nothing_installed):
+    out = nothing_installed / "out.png"
+    done = subprocess.run([sys.executable, "-m", "uplift_core.cli", "upscale", str(asset("samples/astronaut.png")),
+                           "-o", str(out)], capture_output=True, text=True, env={**os.environ, "COLUMNS": "300"})
+    assert done.returncode == 0, done.stderr
+    assert "bundled model 'uplift-mini'" in done.stderr
+    assert Image.open(out).size == (512, 512)
+    settings = read_settings(out)
+    assert settings["model"] == "uplift-mini" and settings["consistency"] is True
+
+
+def test_pairs_of_different_latents_are_refused():
+    from uplift_core.vae.codec import PatchCodec
+
+    vae = load_vae("tiny")
+    assert isinstance(vae, PatchCodec)
+    vae.latent_space = "sd15"
+    with pytest.raises(InputError, match="bundled VAE 'tiny'"):
+        upscale_image(load("uplift-mini"), vae, torch.rand(3, 16, 16))
+
+
+def test_quality_on_photographs_never_trained_on():
+    """The bar is what was measured (see MODEL_CARD.md), less a tenth of a dB."""
+    model, vae = load("uplift-mini"), load_vae("tiny")
+    for scale, over_latent, over_bicubic in ((2, 8.6, 1.65), (4, 7.6, 0.8)):
+        result = evaluate_sr(model, vae, "skimage", scale=scale)
+        mean = {method: result.mean(method)[0] for method in METHODS}
+        assert mean["UPLiFT"] - mean["bilinear latent"] > over_latent
+        assert mean["UPLiFT + consistency"] - mean["bicubic"] > over_bicubic
+        assert result.least_gain("UPLiFT + consistency", "bicubic") > 0
