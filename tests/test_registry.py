@@ -15,6 +15,7 @@ from rule_weights import published_shapes, rule_state
 from safetensors.torch import save, save_file
 
 from uplift_core import hub, registry
+from uplift_core.assets import asset
 from uplift_core.config import PRESETS
 from uplift_core.errors import CheckpointError, InputError, MissingExtra
 from uplift_core.registry import KNOWN, describe, find, get, installed, lookup, model_folders, user_folder
@@ -68,8 +69,10 @@ def make_cache(home: Path, content: bytes) -> Path:
 # -- the data ------------------------------------------------------------------------------------------------------
 
 def test_known_models():
-    assert set(KNOWN) == set(PRESETS)
-    for name, model in KNOWN.items():
+    assert {name for name, model in KNOWN.items() if not model.bundled} == set(PRESETS)
+    assert KNOWN["uplift-mini"].bundled and find("uplift-mini") == get("mini") == asset("uplift-mini.safetensors")
+    for name in PRESETS:
+        model = KNOWN[name]
         assert model.name == name and PRESETS[model.preset].latent_space == model.latent_space
         assert model.repo.startswith("UPLiFT-upsampler/uplift_") and model.filename.endswith(".safetensors")
         numbers = sum(v.numel() for k, v in rule_state(published_shapes(name)).items() if "running" not in k
