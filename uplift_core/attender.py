@@ -67,15 +67,16 @@ def pool_reference(weights: Tensor, value: Tensor) -> Tensor:
     return pooled.sum(2).reshape(b, -1, height, width)
 
 
-def pool(weights: Tensor, padded: Tensor, scale: int) -> Tensor:
+def pool(weights: Tensor, padded: Tensor, scale: int, room: Tensor | None = None) -> Tensor:
     """The same sum, fast.
 
     weights: ``b n sh sw``; padded: the value map with ``reach(n)`` more pixels on each side, ``b c h+2r w+2r``, so
-    that a window of a larger map can bring its real neighbours. Returns ``b c sh sw``.
+    that a window of a larger map can bring its real neighbours. Returns ``b c sh sw``, for many channels in ``room``
+    if that is given.
     """
     if padded.shape[1] <= 16:
         return _pool_in_place(weights, padded, scale)
-    return _pool_blocks(weights, padded, scale)
+    return _pool_blocks(weights, padded, scale, room)
 
 
 def _pool_in_place(weights: Tensor, padded: Tensor, s: int) -> Tensor:
@@ -92,7 +93,7 @@ _BLOCK = 4  # value pixels per side of a block: 64 outputs from an 8x8 neighbour
 _CHUNK_BYTES = 4 << 20
 
 
-def _pool_blocks(weights: Tensor, padded: Tensor, s: int) -> Tensor:
+def _pool_blocks(weights: Tensor, padded: Tensor, s: int, room: Tensor | None = None) -> Tensor:
     """Blocks of 4x4 value pixels: a dense ``(16 s^2) x (4+2r)^2`` matrix of weights times the neighbourhood's values.
 
     The matrix is mostly zeros, but a matrix product over all channels at once is many times faster than n passes
@@ -101,7 +102,7 @@ def _pool_blocks(weights: Tensor, padded: Tensor, s: int) -> Tensor:
     b, n, height, width = weights.shape
     c, r = padded.shape[1], reach(n)
     h, w, size = height // s, width // s, _BLOCK + 2 * r
-    out = padded.new_empty(b, height, width, c)
+    out = padded.new_empty(b, height, width, c) if room is None else room.permute(0, 2, 3, 1)
     value = padded.permute(0, 2, 3, 1)
     columns = torch.tensor([[[(y + r + dy) * size + x + r + dx for dy, dx in OFFSETS[n]] for x in range(_BLOCK)]
                             for y in range(_BLOCK)], device=padded.device)

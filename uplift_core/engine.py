@@ -131,7 +131,10 @@ class Engine:
             part = Span(rows * k // bands * self.config.step_factor,
                         rows * (k + 1) // bands * self.config.step_factor, y.size)
             window = self.plan((x.shape[2], x.shape[3]), (part, columns))
-            out[:, :, part.lo:part.hi] = self.decode(x, window, maps, noise, step).data
+            room = out[:, :, part.lo:part.hi]
+            band = self.decode(x, window, maps, noise, step, room).data
+            if band.data_ptr() != room.data_ptr():
+                room.copy_(band)
         return out
 
     def grown(self, shape: Sequence[int], step: int) -> tuple[tuple[int, int], Window]:
@@ -230,12 +233,16 @@ class Engine:
 
     # -- decoding --------------------------------------------------------------------------------------------------
 
-    def decode(self, latent: Tensor, plan: Plan, maps: Samples, noise: Noise, step: int) -> Map:
-        """One step on a window: ``latent`` is the whole (normalised) input, the result covers ``plan.out``."""
+    def decode(self, latent: Tensor, plan: Plan, maps: Samples, noise: Noise, step: int, room: Tensor | None = None
+               ) -> Map:
+        """One step on a window: ``latent`` is the whole (normalised) input, the result covers ``plan.out``.
+
+        ``room``: where the attender may write that result; the caller looks whether it did.
+        """
         value = Map(latent, Span.all(latent.shape[2]), Span.all(latent.shape[3]))
         m = self._walk(self.decoder, plan.decoder, value, maps, noise, step)
         if self.model.attender is not None:
-            m = self._attend(m, value)
+            m = self._attend(m, value, room if (m.y, m.x) == plan.out else None)
         else:
             data = self.model.decoder.outc(m.data)
             if self.config.residual_outc:
@@ -273,7 +280,7 @@ class Engine:
             data[:, c + wide:] = 0 if drawn is None else drawn.to(data) * part.noise_scale
         return Map(data, y, x)
 
-    def _attend(self, guide: Map, value: Map) -> Map:
+    def _attend(self, guide: Map, value: Map, room: Tensor | None = None) -> Map:
         attender = self.model.attender
         assert attender is not None
         weights = attender.weights(guide.data)
@@ -288,7 +295,7 @@ class Engine:
         near = value.cut(inner[0], inner[1])
         if any(pads[0] + pads[1]):
             near = F.pad(near, (*pads[1], *pads[0]), mode="replicate")
-        data = pool(weights.to(self.dtype), as_format(near), scale)
+        data = pool(weights.to(self.dtype), as_format(near), scale, room)
         return Map(data, guide.y, guide.x)
 
 
