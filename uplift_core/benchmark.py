@@ -146,6 +146,7 @@ def plot(rows: list[Measurement], path: Path) -> None:
     """Seconds and peak memory against tokens, both axes logarithmic (as in the paper's figure 1)."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator
     except ImportError as error:
         from .errors import MissingExtra
 
@@ -162,6 +163,8 @@ def plot(rows: list[Measurement], path: Path) -> None:
         ticks = sorted({row.tokens for row in rows})
         axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.3)
     left.legend()
     figure.suptitle(f"{rows[0].model}, {2 ** rows[0].steps}x")
