@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .config import PRESETS
 from .devices import choose_device, choose_dtype
 from .errors import CheckpointError, DownloadError, InputError, MissingExtra
 from .model import IMAGENET_MEAN, IMAGENET_STD
@@ -116,16 +114,3 @@ def _timm_name(path: Path) -> str:
                 return name
     raise InputError(f"{path}: call the file or its folder by the timm name of the model, such as "
                      f"{BACKBONES['dinov2-s14']}.safetensors")
-
-
-def pad_to_patch(image: Tensor, patch: int) -> Tensor:
-    """``b 3 H W`` with its edge repeated to the right and below, up to multiples of the patch."""
-    down, right = -image.shape[2] % patch, -image.shape[3] % patch
-    return F.pad(image, (0, right, 0, down), mode="replicate") if down or right else image
-
-
-def preset_for(backbone: Backbone) -> str:
-    """The published UPLiFT for a backbone, or empty."""
-    return backbone.latent_space if backbone.latent_space in PRESETS else ""
-
-

@@ -24,6 +24,13 @@ FORMS = ("auto", "plain", "fast")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def imagenet_normalise(image: Tensor) -> Tensor:
+    """RGB ``b 3 H W`` in [0, 1] to the guide of models whose configuration says ``image_norm: imagenet``."""
+    mean, std = (torch.tensor(v, dtype=image.dtype, device=image.device).view(1, 3, 1, 1)
+                 for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (image - mean) / std
+
+
 class Encoder(nn.Module):
     """Image ``b 3 H W`` to the maps f0..f4, in the published models all at the image's own size."""
 

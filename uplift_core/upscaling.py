@@ -16,7 +16,7 @@ from .color import COLOR_METHODS, match_color
 from .consistency import back_project
 from .errors import InputError
 from .memory import parse_bytes
-from .model import IMAGENET_MEAN, IMAGENET_STD, UPLiFT
+from .model import UPLiFT, imagenet_normalise
 from .noise import SeededNoise
 from .resample import antialias
 from .tiling import Job, Progress, choose_tile, run, steps_for
@@ -61,9 +61,7 @@ def upscale_latents(model: UPLiFT, latents: Tensor, image: Tensor, *, scale: int
 
     guide = image.expand(latents.shape[0], -1, -1, -1)
     if config.image_norm == "imagenet":
-        mean, std = (torch.tensor(v, dtype=guide.dtype, device=guide.device).view(1, 3, 1, 1)
-                     for v in (IMAGENET_MEAN, IMAGENET_STD))
-        guide = (guide - mean) / std
+        guide = imagenet_normalise(guide)
     unit = config.step_factor**steps
     out = latents.new_empty(*latents.shape[:2], latents.shape[2] * unit, latents.shape[3] * unit)
     for i in range(latents.shape[0]):

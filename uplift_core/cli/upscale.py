@@ -23,7 +23,7 @@ from ..memory import parse_bytes
 from ..registry import default_model
 from ..upscaling import check_options, parse_tile, upscale_image
 from ..vae import load_vae
-from ..vae.loading import BUNDLED as BUNDLED_SPACE
+from ..vae.loading import BUNDLED_VAE
 from ..version import __version__
 
 
@@ -73,7 +73,7 @@ def upscale(
     parameter = next(net.parameters())
     codec = load_vae(vae or _default_vae(net.config.latent_space), device=parameter.device, dtype=parameter.dtype)
     if consistency is None:
-        consistency = net.config.latent_space == BUNDLED_SPACE
+        consistency = net.config.latent_space == BUNDLED_VAE
     settings = {"version": __version__, "model": named, "vae": vae or net.config.latent_space, "scale": scale,
                 "seed": seed, "noise": noise, "color_fix": color_fix, "consistency": consistency,
                 "dtype": str(parameter.dtype).removeprefix("torch.")}

@@ -17,7 +17,7 @@ from ..backbones import Backbone, load_backbone
 from ..config import ModelConfig
 from ..errors import InputError
 from ..loading import load
-from ..model import UPLiFT
+from ..model import UPLiFT, imagenet_normalise
 from ..vae import Codec, check_pair, load_vae
 from ..vae.codec import ModuleCodec, PatchCodec
 from ..vae.patchnet import BlockStatistics, PatchNet
@@ -80,6 +80,8 @@ class UpliftTask:
 
     def _config(self) -> ModelConfig:
         config = self.recipe.model_config()
+        if self.backbone:
+            config = replace(config, image_norm="imagenet")  # as the published models: whatever the backbone reads
         if not config.latent_space:
             space = self.vae.latent_space if self.vae else self.backbone.latent_space  # type: ignore[union-attr]
             config = replace(config, latent_space=space)
@@ -143,7 +145,7 @@ class UpliftTask:
 
     def _guides(self, sizes: list[Tensor], maps: list[Tensor], seed: int) -> list[Tensor]:
         if self.backbone:
-            return [self.backbone.normalise(image) for image in sizes]
+            return [imagenet_normalise(image) for image in sizes]
         share = self.recipe.data.guides_decoded
         if not share:
             return sizes

@@ -42,7 +42,7 @@ ALIASES = {
 }
 """Short names for VAEs on the hub, as ``owner/name`` or ``owner/name:subfolder``."""
 
-BUNDLED = "tiny"
+BUNDLED_VAE = "tiny"
 """The name of the codec that comes with the package."""
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
@@ -79,7 +79,7 @@ def load_vae(name_or_path: str | os.PathLike[str], *, device: str | torch.device
     number = choose_dtype(dtype, where)
     name = os.fspath(name_or_path)
     path = Path(name).expanduser()
-    if name == BUNDLED and not path.is_file():
+    if name == BUNDLED_VAE and not path.is_file():
         found = from_file(asset("tiny-vae.safetensors"), latent_space)
     elif name in ALIASES and not path.is_file():
         found = from_hub(ALIASES[name], latent_space)
