@@ -86,7 +86,7 @@ def test_the_recipes_that_come_along_can_be_built():
 
 @pytest.mark.parametrize("changes, says", [
     ({"data__depths": [9]}, "multiple of 2048"), ({"data__sise": 3}, "did you mean 'size'"),
-    ({"loss": "l3"}, "l2, l1, cosine"), ({"data__batch": "many"}, "batch: expected int"),
+    ({"loss": "l3"}, "l2, l1, log, cosine"), ({"data__batch": "many"}, "batch: expected int"),
     ({"optimizer__ema": 1.0}, "below 1"), ({"teacher__backbone": "x"}, "one of them"),
     ({"run__steps": 0}, "run.epochs"),
     ({"model__uplift": {"encoder": {}}}, "'decoder'"),

@@ -111,6 +111,8 @@ def antialias(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Antialiased bilinear resize of ``b c h w`` to ``size``."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
+    if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):  # torch has no such kernel
+        return antialias(x.float(), size).to(x.dtype)
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 

@@ -18,25 +18,40 @@ def pyramid(image: Tensor, levels: int) -> list[Tensor]:
             for level in range(levels + 1)]
 
 
-def distance(prediction: Tensor, target: Tensor, loss: str) -> Tensor:
-    """l2: mean square. l1: mean absolute. cosine: one minus the mean cosine over channels."""
+def distance(prediction: Tensor, target: Tensor, loss: str, floor: float = 1e-4) -> Tensor:
+    """l2: mean square. l1: mean absolute. log: the mean over pictures of ln(mean square + floor), which is what a mean
+    PSNR counts: a smooth picture weighs as much as a textured one. cosine: one minus the mean cosine over channels."""
+    prediction, target = prediction.float(), target.float()
     if loss == "l2":
-        return F.mse_loss(prediction.float(), target.float())
+        return F.mse_loss(prediction, target)
     if loss == "l1":
-        return F.l1_loss(prediction.float(), target.float())
-    return 1 - F.cosine_similarity(prediction.float(), target.float(), dim=1).mean()
+        return F.l1_loss(prediction, target)
+    if loss == "log":
+        return ((prediction - target).square().mean((1, 2, 3)) + floor).log().mean()
+    return 1 - F.cosine_similarity(prediction, target, dim=1).mean()
 
 
 class MultiDepth(nn.Module):
     """The objective as one module, so that distributed training sees a single forward pass.
 
     For every depth d: begin with the map of level d (plus noise of std ``augment``, added out of place so that it
-    stays clean as a target), take d steps, and add up the distances to levels d - 1, ..., 0.
+    stays clean as a target), take d steps, and add up the distances to levels d - 1, ..., 0. With ``fixed_norm``
+    batch norms use their kept statistics and not those of the batch.
     """
 
-    def __init__(self, model: UPLiFT, depths: Sequence[int], loss: str = "l2", augment: float = 0.0):
+    def __init__(self, model: UPLiFT, depths: Sequence[int], loss: str = "l2", augment: float = 0.0, *,
+                 floor: float = 1e-4, fixed_norm: bool = False):
         super().__init__()
-        self.model, self.depths, self.loss, self.augment = model, tuple(depths), loss, augment
+        self.model, self.depths, self.loss, self.augment, self.floor = model, tuple(depths), loss, augment, floor
+        self.fixed_norm = fixed_norm
+
+    def train(self, mode: bool = True) -> MultiDepth:
+        super().train(mode)
+        if self.fixed_norm:
+            for module in self.model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
 
     def forward(self, guides: list[Tensor], maps: list[Tensor], seed: int) -> Tensor:
         total = maps[0].new_zeros(())
@@ -51,5 +66,5 @@ class MultiDepth(nn.Module):
                 start = start + self.augment * torch.randn(start.shape, generator=generator).to(start)
             results = self.model(guides[depth], start, depth, noise=noise, return_steps=True, form="plain")
             for step, result in enumerate(results):
-                total = total + distance(result, maps[depth - 1 - step], self.loss)
+                total = total + distance(result, maps[depth - 1 - step], self.loss, self.floor)
         return total

@@ -14,7 +14,7 @@ from ..config import PRESETS, ModelConfig
 from ..errors import ConfigError, MissingExtra
 from ..vae.patchnet import PatchNetConfig
 
-LOSSES = ("l2", "l1", "cosine")
+LOSSES = ("l2", "l1", "log", "cosine")
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -22,7 +22,9 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 class ModelPart:
     """The UPLiFT to train: a preset by name, or channels, patch and the model section in the published language.
 
-    ``start``: a weights file or known model to begin with instead of random weights.
+    ``start``: a weights file or known model to begin with instead of random weights. ``linear_start``: begin at the
+    linear optimum instead (linear_start.py). ``fixed_norm``: batch norms keep their statistics (with linear_start,
+    which sets none, they stay a gain and a shift; a small batch's own would disturb what is carried).
     """
 
     preset: str = ""
@@ -31,6 +33,8 @@ class ModelPart:
     latent_space: str = ""
     uplift: dict[str, Any] = field(default_factory=dict)
     start: str = ""
+    linear_start: bool = False
+    fixed_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,10 @@ class RunPart:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All of a run. ``codec``: set for ``uplift train-vae``, in which case model, teacher and latents are unused."""
+    """All of a run. ``codec``: set for ``uplift train-vae``, in which case model, teacher and latents are unused.
+
+    ``loss``: of objective.LOSSES; ``loss_floor``: what "log" adds to every picture's mean square.
+    """
 
     name: str
     model: ModelPart = field(default_factory=ModelPart)
@@ -118,6 +125,7 @@ class Recipe:
     optimizer: OptimizerPart = field(default_factory=OptimizerPart)
     run: RunPart = field(default_factory=RunPart)
     loss: str = "l2"
+    loss_floor: float = 1e-4
 
     def __post_init__(self) -> None:
         _check(self)
@@ -149,6 +157,7 @@ def _check(recipe: Recipe) -> None:
     need(recipe.loss in LOSSES, f"loss is {recipe.loss!r}; expected one of {', '.join(LOSSES)}")
     need(run.precision in PRECISIONS, f"run.precision is {run.precision!r}; expected one of {', '.join(PRECISIONS)}")
     need(run.steps > 0 or run.epochs > 0, "set run.steps or run.epochs")
+    need(recipe.loss_floor > 0, f"loss_floor is {recipe.loss_floor}; expected above 0")
     need(data.batch > 0 and data.size > 0, "data.size and data.batch must be at least 1")
     need(data.crop in ("random", "center"), f"data.crop is {data.crop!r}; expected random or center")
     need(data.zoom >= 1, f"data.zoom is {data.zoom}; expected at least 1")

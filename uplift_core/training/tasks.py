@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from ..vae import Codec, check_pair, load_vae
 from ..vae.codec import ModuleCodec, PatchCodec
 from ..vae.patchnet import BlockStatistics, PatchNet
 from .latent_cache import LatentCache, fingerprint
+from .linear_start import begin, fit_readout
 from .objective import MultiDepth, distance, pyramid
 from .preview import sheet
 from .recipe import Recipe
@@ -39,8 +40,8 @@ class Task(Protocol):
     @property
     def network(self) -> nn.Module: ...
 
-    def prepare(self, images: Iterator[Tensor]) -> None:
-        """Look at the first pictures before a fresh run, for what has to be measured; ``images``: ``b 3 S S``."""
+    def prepare(self, images: Callable[[], Iterator[Tensor]]) -> None:
+        """Look at the first pictures before a fresh run, for what has to be measured; ``images()``: ``b 3 S S``."""
 
     def inputs(self, images: Tensor, keys: list[str], seed: int, device: torch.device, *, cached: bool = True
                ) -> tuple[Any, ...]:
@@ -100,7 +101,9 @@ class UpliftTask:
                              f"{self.backbone.patch}; the model takes {config.channels} of patch {config.patch}")
 
     def _wrap(self, model: UPLiFT) -> MultiDepth:
-        return MultiDepth(model.train(), self.recipe.data.depths, self.recipe.loss, self.recipe.latents.augment)
+        recipe = self.recipe
+        return MultiDepth(model, recipe.data.depths, recipe.loss, recipe.latents.augment, floor=recipe.loss_floor,
+                          fixed_norm=recipe.model.fixed_norm).train()
 
     @property
     def network(self) -> UPLiFT:
@@ -111,9 +114,24 @@ class UpliftTask:
             return self.vae.encode(images, tile=None)
         return self.backbone.encode(images)  # type: ignore[union-attr]
 
-    def prepare(self, images: Iterator[Tensor]) -> None:
-        if not self.recipe.latents.normalise:
-            return
+    def prepare(self, images: Callable[[], Iterator[Tensor]]) -> None:
+        if self.recipe.latents.normalise and not self.recipe.model.start:
+            self._measure_latents(images())
+        if self.recipe.model.linear_start:
+            self._begin_linear(images)
+
+    def _begin_linear(self, images: Callable[[], Iterator[Tensor]]) -> None:
+        def batches() -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+            for batch in images():
+                guides, maps, _ = self.inputs(batch, [], 0, self.device, cached=False)
+                yield guides, maps
+
+        model = self.network.eval().to(self.device)
+        begin(model)
+        fit_readout(model, batches, self.recipe.data.depths, self.recipe.loss_floor)
+        self.objective.train()
+
+    def _measure_latents(self, images: Iterator[Tensor]) -> None:
         n, count = self.network.config.channels, 0
         total, squares = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
         for batch in images:
@@ -186,7 +204,7 @@ class UpliftTask:
         network.eval()
         with torch.no_grad():
             upscaled = network(sizes[1].to(self.device), latent, 1, noise=0)
-        network.train()
+        self.objective.train()
         decode = self.vae.decode
         sheet(path, {"low resolution": F.interpolate(sizes[1], scale_factor=2, mode="nearest"),
                      "bilinear latent": decode(bilinear, tile=None), "UPLiFT": decode(upscaled, tile=None),
@@ -199,9 +217,9 @@ class UpliftTask:
 
 
 class _CodecLoss(nn.Module):
-    def __init__(self, net: PatchNet, loss: str, augment: float):
+    def __init__(self, net: PatchNet, loss: str, augment: float, floor: float):
         super().__init__()
-        self.net, self.loss, self.augment = net, loss, augment
+        self.net, self.loss, self.augment, self.floor = net, loss, augment, floor
 
     def forward(self, images: Tensor, latent: Tensor, seed: int) -> Tensor:
         if self.augment:
@@ -209,7 +227,7 @@ class _CodecLoss(nn.Module):
             strength = self.augment * torch.rand(len(latent), 1, 1, 1, generator=generator)
             latent = latent + (strength * torch.randn(latent.shape, generator=generator)).to(latent)
         unit = self.net.get_buffer("residual_std")
-        return distance(self.net.decode(latent) / unit, images / unit, self.loss)
+        return distance(self.net.decode(latent) / unit, images / unit, self.loss, self.floor)
 
 
 class CodecTask:
@@ -233,17 +251,17 @@ class CodecTask:
     def _wrap(self, net: PatchNet) -> _CodecLoss:
         for part in (net.analysis, net.synthesis):
             part.requires_grad_(False)
-        return _CodecLoss(net.train(), self.recipe.loss, self.recipe.latents.augment)
+        return _CodecLoss(net.train(), self.recipe.loss, self.recipe.latents.augment, self.recipe.loss_floor)
 
     @property
     def network(self) -> PatchNet:
         return self.objective.net
 
-    def prepare(self, images: Iterator[Tensor]) -> None:
+    def prepare(self, images: Callable[[], Iterator[Tensor]]) -> None:
         if self.recipe.model.start:
             return
         statistics = BlockStatistics(self.network.config.patch)
-        for batch in images:
+        for batch in images():
             statistics.add(batch)
         left = statistics.install(self.network)
         log.warning("%d components leave %.2f dB on the measured pictures", self.network.config.channels,

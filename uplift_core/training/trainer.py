@@ -90,7 +90,7 @@ class Trainer:
             first_step = int(notes["step"])
             self.task.load(last / snapshots.WEIGHTS)
         else:
-            self.task.prepare(self._first_images())
+            self.task.prepare(self._first_images)
         network = self.task.network
         if last is not None:
             network.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("weight.")})
@@ -180,7 +180,7 @@ class Trainer:
 
     def _check_same_recipe(self, notes: dict[str, Any], snapshot: Path) -> None:
         theirs, ours = notes["recipe"], self.recipe.to_dict()
-        for part in ("model", "codec", "data", "latents", "loss"):
+        for part in ("model", "codec", "data", "latents", "loss", "loss_floor"):
             if _plain(theirs.get(part)) != _plain(ours.get(part)):
                 raise InputError(f"{snapshot} was made with another recipe: '{part}' differs. Use the same recipe, or "
                                  "another --out")
@@ -252,7 +252,7 @@ class Trainer:
             log.warning("no preview at step %d: %s", step, error)
         finally:
             network.load_state_dict(own)
-            network.train()
+            self.task.objective.train()
 
 
 class _Log:
