@@ -22,7 +22,8 @@ from uplift_core.errors import Cancelled, ConfigError, InputError
 from uplift_core.model import UPLiFT
 from uplift_core.training import Trainer, load_recipe, named_recipes
 from uplift_core.training.latent_cache import LatentCache, fingerprint
-from uplift_core.training.objective import MultiDepth, pyramid
+from uplift_core.training.linear_start import begin
+from uplift_core.training.objective import MultiDepth, distance, pyramid
 from uplift_core.training.photos import Photos, Positions
 from uplift_core.training.recipe import DataPart, Recipe, from_dict
 from uplift_core.vae.codec import PatchCodec
@@ -230,6 +231,88 @@ def test_other_losses_are_zero_for_the_same(loss):
 
 # -- runs ----------------------------------------------------------------------------------------------------------
 
+def test_the_log_loss_weighs_pictures_by_their_own_error():
+    """Halving a small error counts as much as halving a large one."""
+    target = torch.zeros(2, 3, 4, 4)
+    error = torch.stack([torch.full((3, 4, 4), 1.0), torch.full((3, 4, 4), 0.01)])
+
+    def loss(factors):
+        return distance(error * torch.tensor(factors).view(2, 1, 1, 1), target, "log", 1e-12)
+
+    torch.testing.assert_close(loss([0.5, 1.0]), loss([1.0, 0.5]))
+    assert loss([0.5, 1.0]) < loss([1.0, 1.0])
+
+
+CARRYING = {"attender": 9, "enc_share": True,
+            "encoder": {"down_steps": 2, "block_0": {"block": "SingleConv", "norm": "layer", "count": 1, "hc": [12]},
+                        "down_1": {"down_op": "conv"},
+                        "block_1": {"block": "SingleConv", "norm": "layer", "count": 1, "hc": [12]},
+                        "down_2": {"down_op": "max"},
+                        "block_2": {"block": "SingleConv", "norm": "layer", "count": 1, "hc": [16]}},
+            "decoder": {"up_steps": 1, "ncat_c": 1, "enc_resample": "nearest",
+                        "block_0": {"block": "SingleConv", "norm": "layer", "count": 1, "hc": [24]},
+                        "up_1": {"up_op": "tconv", "residual": "bilinear"},
+                        "block_1": {"block": "SingleConv", "norm": "layer", "count": 1, "hc": [24]}},
+            "refiner": {"enc_resample": "bilinear", "ncat_c": 1, "ref_con": -2, "residual": True,
+                        "block_0": {"block": "SingleConv", "norm": "layer", "count": 1, "hc": [20]}}}
+"""Room for all of a linear start: 2x2 pixels of 3 colours, and a constant for the attender."""
+
+
+def linear_recipe(**changes):
+    return recipe(model__uplift=CARRYING, model__linear_start=True, model__fixed_norm=True, **changes)
+
+
+def test_a_linear_start_pools_bilinearly_and_carries_pixels():
+    torch.manual_seed(0)
+    model = UPLiFT(linear_recipe().model_config()).eval()
+    begin(model)
+    image, latent = torch.rand(1, 3, 16, 24), torch.randn(1, 6, 4, 6)
+    seen = []
+    model.attender.register_forward_hook(lambda m, a, out: seen.append(out))
+    with torch.no_grad():
+        maps = model.encoder(image)
+        model(image, latent, noise=None, form="plain")
+    bilinear = F.interpolate(latent, scale_factor=2, mode="bilinear", align_corners=False)
+    assert (seen[0] - bilinear).abs().max() < 9 * 2e-3 * latent.abs().max() * 2
+    torch.testing.assert_close(maps[1][:, :12], F.pixel_unshuffle(image, 2).view(1, 3, 4, 8, 12).transpose(1, 2)
+                               .reshape(1, 12, 8, 12), atol=1e-4, rtol=0)
+
+
+def test_a_linear_start_beats_bilinear_latents_before_training(photos, codec, tmp_path):
+    trainer = Trainer(linear_recipe(data__depths=[1]), photos, tmp_path / "out", teacher=codec, cpu=True)
+    trainer.task.measured_crops = 64
+    trainer.task.prepare(trainer._first_images)
+    model, picture = trainer.task.network.eval(), trainer.photos[5]["image"][None]
+    low = pyramid(picture, 1)[1]
+    with torch.no_grad():
+        target, latent = codec.encode(picture), codec.encode(low)
+        ours = F.mse_loss(model(low, latent, noise=None), target)
+    bilinear = F.mse_loss(F.interpolate(latent, scale_factor=2, mode="bilinear", align_corners=False), target)
+    assert ours < 0.5 * bilinear
+
+
+def test_fixed_norms_keep_their_statistics(photos, codec, tmp_path):
+    trainer = Trainer(linear_recipe(run__steps=2), photos, tmp_path / "out", teacher=codec, cpu=True)
+    trainer.task.measured_crops = 4
+    weights = load_file(trainer.run())
+    assert (weights["encoder.down_1.down.1.running_mean"] == 0).all()
+    assert (weights["encoder.down_1.down.1.running_var"] == 1).all()
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"refiner": {**CARRYING["refiner"], "residual": False}}, "refiner with residual"),
+    ({"encoder": {**CARRYING["encoder"], "down_1": {"down_op": "max"}}}, "down_1 must be conv"),
+    ({"encoder": {**CARRYING["encoder"], "block_1": {**CARRYING["encoder"]["block_1"], "hc": [8]}}}, "takes 12"),
+    ({"encoder": {**CARRYING["encoder"], "block_2": {**CARRYING["encoder"]["block_2"], "hc": [12]}}},
+     "4 channels wider"),
+    ({"decoder": {**CARRYING["decoder"], "block_1": {**CARRYING["decoder"]["block_1"], "hc": [12]}}}, "needs 22"),
+])
+def test_a_model_without_room_for_a_linear_start_is_refused(changes, says):
+    model = UPLiFT(recipe(model__uplift={**CARRYING, **changes}).model_config())
+    with pytest.raises(ConfigError, match=says):
+        begin(model)
+
+
 def test_training_learns(photos, codec, tmp_path):
     run = recipe(run__steps=150, data__batch=4, latents__augment=0.0)
     path = Trainer(run, photos, tmp_path / "out", teacher=codec, cpu=True).run()
@@ -273,7 +356,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(photos, codec, tmp_path, ki
         maker = from_dict({"name": "x", "codec": {"channels": 6, "patch": 4, "width": 8, "detail": 4},
                            "data": {"size": 32}, "run": {"steps": 1}})
         task = CodecTask(maker, torch.device("cpu"))
-        task.prepare(iter([torch.rand(8, 3, 64, 64)]))
+        task.prepare(lambda: iter([torch.rand(8, 3, 64, 64)]))
         task.save(task.network.state_dict(), tmp_path / "vae.safetensors", {})
         content = recipe(run__steps=60, run__save_every=5, data__guides_decoded=0.5,
                          teacher__vae=str(tmp_path / "vae.safetensors")).to_dict()

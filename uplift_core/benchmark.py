@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 
-from .config import PRESETS
+from .config import PRESETS, ModelConfig
 from .devices import choose_device, choose_dtype
 from .errors import InputError
+from .loading import load
 from .measure import peak_memory
+from .memory import parse_bytes
 from .model import UPLiFT
 from .noise import SeededNoise
-from .tiling import Job, choose_tile, run
+from .tiling import Job, choose_tile, estimate_memory, run
 from .windowed import fast_forms
 
 FORMS: dict[str, dict[str, bool]] = {
@@ -33,14 +35,16 @@ FORMS: dict[str, dict[str, bool]] = {
     "no sampled encoder": {"sampled_encoder": False},
     "no folded norm": {"fold_batch_norm": False},
     "no block attender": {"block_attender": False},
+    "compiled": {"compiled": True},
 }
-"""What can be measured: the definition, all shortcuts, and all but one."""
+"""What can be measured: the definition, all shortcuts, all but one, and all with torch.compile."""
 
 
 @dataclass
 class Measurement:
     """One row: a model run in fresh processes, medians over the rounds. ``base``: bytes before the run (program and
-    weights); ``all_seconds``: of each round."""
+    weights); ``estimate``: what the plan expected beyond it (0 for other forms and programs); ``all_seconds``: of each
+    round."""
 
     model: str
     form: str
@@ -50,16 +54,20 @@ class Measurement:
     seconds: float
     peak: int
     base: int
+    estimate: int = 0
     all_seconds: list[float] = field(default_factory=list)
 
 
 def measure(model: str, form: str, image: int, steps: int, *, device: str = "auto", dtype: str = "auto",
-            threads: int = 0, tile: str | int | None = None, runs: int = 1) -> Measurement:
-    """Run one case in this process, with random weights (time and memory do not depend on them)."""
+            threads: int = 0, tile: str | int | None = None, memory: str | None = None, runs: int = 1) -> Measurement:
+    """Run one case in this process, with random weights (time and memory do not depend on them).
+
+    tile: None, a side in pixels, or "auto" to fit ``memory``.
+    """
     if threads:
         torch.set_num_threads(threads)
     where = choose_device(device)
-    config = PRESETS[model]
+    config = _config(model)
     torch.manual_seed(0)
     with torch.no_grad():
         net = UPLiFT(config).eval().requires_grad_(False).to(where, choose_dtype(dtype, where))
@@ -67,25 +75,35 @@ def measure(model: str, form: str, image: int, steps: int, *, device: str = "aut
         picture = torch.rand(1, 3, side * config.patch, side * config.patch)
         latent = torch.randn(1, config.channels, side, side)
         base = peak_memory(where)
-        times = []
+        times, estimate = [], 0
         for _ in range(runs):
             begun = time.perf_counter()
-            _run(net, form, picture, latent, steps, tile, where)
+            estimate = _run(net, form, picture, latent, steps, tile, parse_bytes(memory), where)
             times.append(time.perf_counter() - begun)
-    return Measurement(model, form, image, steps, side * side, statistics.median(times), peak_memory(where), base)
+    return Measurement(model, form, image, steps, side * side, statistics.median(times), peak_memory(where), base,
+                       estimate)
+
+
+def _config(model: str) -> ModelConfig:
+    return PRESETS[model] if model in PRESETS else load(model, device="cpu").config
 
 
 def _run(net: UPLiFT, form: str, picture: torch.Tensor, latent: torch.Tensor, steps: int, tile: str | int | None,
-         where: torch.device) -> None:
+         memory: int | None, where: torch.device) -> int:
+    estimate = 0
     if form == "plain":
         dtype = next(net.parameters()).dtype
         net(picture.to(where, dtype), latent.to(where, dtype), steps, form="plain")
     else:
         with fast_forms(**FORMS[form]):
             job = Job(net, picture, latent, steps, SeededNoise(0))
-            run(job, choose_tile(job, None) if tile == "auto" else tile)  # type: ignore[arg-type]
+            chosen: int | None = choose_tile(job, memory) if tile == "auto" else tile  # type: ignore[assignment]
+            result = run(job, chosen)
+            estimate = result.numel() * result.element_size() + estimate_memory(
+                net, picture.shape[2], picture.shape[3], net.config.step_factor**steps, chosen, latent.dtype)
     if where.type != "cpu":
         getattr(torch, where.type).synchronize()
+    return estimate
 
 
 def compare(model: str, forms: list[str], sizes: list[int], steps: int, *, rounds: int = 1,
@@ -97,9 +115,9 @@ def compare(model: str, forms: list[str], sizes: list[int], steps: int, *, round
     """
     against = against or {}
     unknown = [f for f in forms if f not in FORMS]
-    if unknown or model not in PRESETS:
-        raise InputError(f"unknown {'form ' + unknown[0] if unknown else 'model ' + model}; forms: "
-                         f"{', '.join(FORMS)}; models: {', '.join(PRESETS)}")
+    if unknown:
+        raise InputError(f"unknown form {unknown[0]}; choose of {', '.join(FORMS)}")
+    patch = _config(model).patch
     rows = []
     for image in sizes:
         commands = {name: shlex.split(line.format(image=image, steps=steps)) for name, line in against.items()}
@@ -110,12 +128,13 @@ def compare(model: str, forms: list[str], sizes: list[int], steps: int, *, round
         for _ in range(rounds):
             for name, command in commands.items():
                 taken[name].append(_in_own_process(name, image, command))
-        tokens = (image // PRESETS[model].patch) ** 2
+        tokens = (image // patch) ** 2
         for name, results in taken.items():
             seconds = [r["seconds"] for r in results]
             rows.append(Measurement(model, name, image, steps, tokens, statistics.median(seconds),
                                     int(statistics.median(r["peak"] for r in results)),
-                                    int(statistics.median(r["base"] for r in results)), seconds))
+                                    int(statistics.median(r["base"] for r in results)), results[0].get("estimate", 0),
+                                    seconds))
     return rows
 
 
@@ -126,7 +145,7 @@ def _in_own_process(name: str, image: int, command: list[str]) -> dict[str, Any]
     try:
         if done.returncode == 0:
             result = json.loads(done.stdout.strip().splitlines()[-1])
-            return {key: result[key] for key in ("seconds", "peak", "base")}
+            return {key: result[key] for key in ("seconds", "peak", "base")} | {"estimate": result.get("estimate", 0)}
     except (ValueError, KeyError, IndexError, TypeError):
         pass
     last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]

@@ -9,6 +9,7 @@ Winograd on the CPU, a last convolution computed only where its result will be s
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class FastForms:
     fold_batch_norm: bool = True
     sampled_encoder: bool = True
     block_attender: bool = True
+    compiled: bool = False  # layer norm and ReLU as one kernel by torch.compile: a GPU gains, the first run waits
     band_pixels: int = 12288  # guide pixels that the encoder holds at a time
     decode_pixels: int = 32768  # output pixels that a decoder without refiner holds at a time
 
@@ -208,7 +210,20 @@ def _conv_norm_relu(conv: Any, norm: Any, kind: str, m: Map, y: Span, x: Span,
     if kind == "batch" and FAST.fold_batch_norm:
         return convolve(fold(conv, norm), m, y, x, stride).relu_()
     data = convolve(conv, m, y, x, stride)
-    return (norm(data) if kind == "batch" else channel_norm(norm, data)).relu_()
+    if kind == "batch":
+        return norm(data).relu_()
+    if FAST.compiled and norm.weight.device == data.device and norm.weight.dtype == data.dtype:
+        return _compiled_norm_relu()(data, norm.weight, norm.bias, norm.eps)
+    return channel_norm(norm, data).relu_()
+
+
+@functools.cache
+def _compiled_norm_relu() -> Any:
+    def norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        y = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), weight, bias, eps)
+        return torch.relu(y).permute(0, 3, 1, 2)
+
+    return torch.compile(norm_relu, dynamic=True)
 
 
 def fold(conv: Any, norm: Any) -> Any:

@@ -53,7 +53,7 @@ def carry_pixels(model: UPLiFT) -> int:
         if config.downs[g - 1].op == "none":
             continue
         if config.downs[g - 1].op != "conv":
-            raise ConfigError(f"encoder.down_{g} must be conv for model.linear_start: pooling forgets where a pixel was")
+            raise ConfigError(f"encoder.down_{g} must be conv for model.linear_start; pooling forgets positions")
         conv = model.encoder.get_submodule(f"down_{g}.down.0")
         assert isinstance(conv, nn.Conv2d)
         if 4 * carried > min(conv.out_channels, model.encoder.widths[g]):
@@ -76,13 +76,15 @@ def pool_bilinearly(model: UPLiFT) -> None:
     room, (first, last) = encoder.widths[-2], (decoder.get_submodule("block_0"), decoder.get_submodule("block_1"))
     code = config.channels + room  # where the decoder has the constant
     if encoder.widths[-1] < room + 4 or len(config.decoder) != 2 or config.ups[0].op != "tconv":
-        raise ConfigError(f"model.linear_start needs a last encoder group at least 4 channels wider than the one before "
-                          f"it ({room}), and a decoder of two groups with a transpose convolution between")
-    if min(first.out_channels, last.out_channels) < code + 4:
-        raise ConfigError(f"the decoder's groups are {first.out_channels} and {last.out_channels} channels wide; "
+        raise ConfigError(f"model.linear_start needs a last encoder group at least 4 channels wider than the one "
+                          f"before it ({room}), and a decoder of two groups with a transpose convolution between")
+    widths = [int(group.out_channels) for group in (first, last)]  # type: ignore[arg-type]
+    if min(widths) < code + 4:
+        raise ConfigError(f"the decoder's groups are {widths[0]} and {widths[1]} channels wide; "
                           f"model.linear_start needs {code + 4}")
-    constant = encoder.get_submodule(f"block_{len(encoder.widths) - 1}").blocks[-1].one_by  # type: ignore[union-attr]
-    constant.bias[room] = 1
+    constant = encoder.get_submodule(f"block_{len(encoder.widths) - 1}.blocks.0")
+    assert isinstance(constant, ConvBlock) and constant.one_by is not None
+    constant.one_by.bias[room] = 1
     up = decoder.get_submodule("up_1.up")
     assert isinstance(up, nn.ConvTranspose2d) and model.attender is not None
     up.weight[:, code:code + 4] = 0
@@ -133,7 +135,7 @@ def fit_readout(model: UPLiFT, batches: Callable[[], Iterable[tuple[list[Tensor]
     batches: called for each round; gives guides and maps, finest first, as the objective takes them.
     """
     assert model.attender is not None
-    for round in range(ROUNDS):
+    for _ in range(ROUNDS):
         equations = _Equations()
         for guides, maps in batches():
             for depth in depths:

@@ -1,0 +1,82 @@
+"""Amounts of memory, and that a budget holds whatever the picture's size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from uplift_core import UPLiFT, estimate_memory
+from uplift_core.errors import InputError
+from uplift_core.memory import free_memory, is_out_of_memory, parse_bytes
+
+RUN = """
+import json, resource, sys
+sys.path[:0] = {paths}
+import torch
+from rule_weights import golden_config
+from uplift_core import UPLiFT, upscale_latents
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+torch.set_num_threads(1)
+model = UPLiFT(golden_config("small-vae_8x_batch2")).requires_grad_(False).eval()
+side = {side}
+image, latent = torch.rand(1, 3, side, side), torch.randn(1, 4, side // 8, side // 8)
+small = image[..., :64, :64].contiguous(), latent[..., :8, :8].contiguous()
+upscale_latents(model, small[1], small[0])  # what torch loads on first use
+before = peak()
+result = upscale_latents(model, latent, image, memory_budget="{budget}")
+print(json.dumps({{"grown": peak() - before, "result": result.numel() * result.element_size(),
+                  "shape": list(result.shape), "finite": bool(result.isfinite().all())}}))
+"""
+
+
+@pytest.mark.parametrize(("text", "expected"), [("4GB", 4 << 30), ("800 MiB", 800 << 20), ("1.5g", 3 << 29), (100, 100),
+                                                ("64", 64), (None, None)])
+def test_amounts_are_read(text, expected):
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["much", "", "4 GBs", "-1GB", "1.2.3GB", "0", ".", -5, "inf"])
+def test_other_amounts_say_what_one_looks_like(text):
+    with pytest.raises(InputError, match="800MB|nothing"):
+        parse_bytes(text)
+
+
+def test_free_memory_is_an_amount_of_this_machine():
+    assert 1 << 20 < free_memory(torch.device("cpu")) < 1 << 50
+
+
+def test_out_of_memory_is_known_in_its_forms():
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 18 GB)"))
+    assert not is_out_of_memory(RuntimeError("size mismatch"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the resource module")
+def test_a_budget_holds_for_a_4096_pixel_guide():
+    from rule_weights import golden_config
+
+    model = UPLiFT(golden_config("small-vae_8x_batch2"))
+    assert estimate_memory(model, 4096, 4096, 2) > 300 << 20  # untiled it would not fit
+    code = RUN.format(paths=[str(Path(__file__).parent), str(Path(__file__).parents[1])], side=4096, budget="300MB")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seen = json.loads(done.stdout)
+    assert seen["shape"] == [1, 4, 1024, 1024] and seen["finite"]
+    assert seen["grown"] - seen["result"] < 300 << 20
+
+
+def test_the_estimate_grows_with_the_picture_unless_tiled():
+    from rule_weights import golden_config
+
+    model = UPLiFT(golden_config("small-vae_8x_batch2"))
+    whole = [estimate_memory(model, side, side, 2) for side in (512, 1024, 2048)]
+    tiled = [estimate_memory(model, side, side, 2, tile=512) for side in (1024, 2048)]
+    assert whole[0] < whole[1] < whole[2]
+    assert tiled[1] < whole[2]
