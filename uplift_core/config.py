@@ -1,13 +1,12 @@
-"""What an UPLiFT is made of, as frozen data: the published config language, read, written and guessed from weights.
+"""What an UPLiFT is made of, as frozen data.
 
-A configuration travels in three forms: these dataclasses, the published YAML section (a plain ``dict``; the same
-JSON goes into the metadata of files we save), and, as far as shapes can tell, the state dict itself.
+A configuration travels in three forms: these dataclasses, the published YAML section (published.py; the same as JSON
+goes into the metadata of files we save), and, as far as shapes can tell, the state dict itself (shapes.py).
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +20,7 @@ ATTENDER_SIZES = (5, 9, 13, 17, 25)
 MAX_LEVELS = 4
 
 
-def _one_of(value: Any, allowed: tuple, what: str) -> Any:
+def one_of(value: Any, allowed: tuple, what: str) -> Any:
     if value not in allowed:
         raise ConfigError(f"{what} is {value!r}; expected one of {', '.join(map(str, allowed))}")
     return value
@@ -40,9 +39,9 @@ class GroupConfig:
     width: int = 0  # output channels when there is no block to tell (count 0)
 
     def __post_init__(self) -> None:
-        _one_of(self.block, BLOCKS, "block")
-        _one_of(self.norm, NORMS, "norm")
-        _one_of(self.stride, (1, 2), "stride")
+        one_of(self.block, BLOCKS, "block")
+        one_of(self.norm, NORMS, "norm")
+        one_of(self.stride, (1, 2), "stride")
         if any(w < 1 for w in self.widths):
             raise ConfigError(f"hc is {list(self.widths)}; expected channel counts of at least 1")
         if self.block == "DoubleConv" and self.stride == 2 and self.residual:
@@ -67,8 +66,8 @@ class DownConfig:
     residual: str = "none"
 
     def __post_init__(self) -> None:
-        _one_of(self.op, ("none", "conv", "max"), "down_op")
-        _one_of(self.residual, ("none", "bilinear"), "residual of a down block")
+        one_of(self.op, ("none", "conv", "max"), "down_op")
+        one_of(self.residual, ("none", "bilinear"), "residual of a down block")
         if self.op != "none" and not 0 < self.factor <= 1:
             raise ConfigError(f"factor of a down block is {self.factor}; expected 0 < factor <= 1, 0.5 to halve")
 
@@ -86,8 +85,8 @@ class UpConfig:
     residual: str = "bilinear"
 
     def __post_init__(self) -> None:
-        _one_of(self.op, ("none", "tconv"), "up_op")
-        _one_of(self.residual, ("none", "bilinear"), "residual of an up block")
+        one_of(self.op, ("none", "tconv"), "up_op")
+        one_of(self.residual, ("none", "bilinear"), "residual of an up block")
         if self.op == "tconv" and self.factor < 1:
             raise ConfigError(f"factor of an up block is {self.factor}; expected a whole number of at least 1")
 
@@ -108,7 +107,7 @@ class RefinerConfig:
     residual: bool = False  # ours: x' + refiner(x'), the last convolution starting at zero
 
     def __post_init__(self) -> None:
-        _one_of(self.sampling, SAMPLING, "enc_resample of the refiner")
+        one_of(self.sampling, SAMPLING, "enc_resample of the refiner")
 
 
 @dataclass(frozen=True)
@@ -152,10 +151,10 @@ class ModelConfig:
             raise ConfigError(f"decoder group {len(self.encoder)} has no encoder map left to read: "
                               f"{len(self.decoder)} decoder groups, {len(self.encoder)} encoder groups")
         if self.attender is not None:
-            _one_of(self.attender, ATTENDER_SIZES, "attender")
+            one_of(self.attender, ATTENDER_SIZES, "attender")
             if self.decoder[-1].out_channels < 1:
                 raise ConfigError("the decoder's last group has no channels for the attender to read")
-        _one_of(self.sampling, SAMPLING, "enc_resample of the decoder")
+        one_of(self.sampling, SAMPLING, "enc_resample of the decoder")
         if self.refiner and not -len(self.encoder) <= self.refiner.source < len(self.encoder):
             raise ConfigError(f"ref_con is {self.refiner.source}; the encoder has {len(self.encoder)} maps")
         if not len(self.latent_mean) == len(self.latent_std) or len(self.latent_mean) not in (0, self.channels):
@@ -186,8 +185,10 @@ class ModelConfig:
 
         Raises ConfigError naming the first entry that is missing or not understood.
         """
+        from . import published
+
         try:
-            return _read_published(section, channels=channels, patch=patch)
+            return published.read(section, channels=channels, patch=patch)
         except KeyError as missing:
             raise ConfigError(f"the model section has no entry {missing}; expected the layout of the published "
                               "uplift_*.yaml files") from None
@@ -197,7 +198,9 @@ class ModelConfig:
 
     def to_published(self) -> dict[str, Any]:
         """The same configuration in the published language, with our additions only where they are used."""
-        return _write_published(self)
+        from . import published
+
+        return published.write(self)
 
     # -- files -----------------------------------------------------------------------------------------------------
 
@@ -219,7 +222,7 @@ class ModelConfig:
         try:
             section = json.loads(metadata["config"])
             config = cls.from_published(section, channels=int(metadata["channels"]), patch=int(metadata["patch"]))
-        except ValueError as bad:
+        except (ValueError, OverflowError) as bad:
             raise ConfigError(f"the metadata of the file holds no readable configuration: {bad}") from None
         return replace(config, latent_space=metadata.get("latent_space", ""),
                        image_norm=metadata.get("image_norm", ""))
@@ -233,210 +236,18 @@ class ModelConfig:
 
         Raises ConfigError when the keys are not those of an UPLiFT.
         """
+        from .shapes import read_shapes
+
         known = cls.from_metadata(metadata or {})
         if known is not None:
             return known
         shapes = {key: tuple(value.shape) for key, value in state.items()}
-        config = _read_shapes(shapes)
+        config = read_shapes(shapes)
         if metadata:
             if "patch" in metadata and str(metadata["patch"]).isdigit():
                 config = replace(config, patch=int(metadata["patch"]))
             config = replace(config, latent_space=metadata.get("latent_space", config.latent_space))
         return config
-
-
-# -- published language, in ----------------------------------------------------------------------------------------
-
-def _group(section: Mapping[str, Any]) -> GroupConfig:
-    count, widths = int(section["count"]), [int(w) for w in section.get("hc") or []]
-    if count > len(widths):
-        raise ConfigError(f"a group of {count} blocks needs {count} widths in hc; got {widths}")
-    return GroupConfig(block=section["block"], widths=tuple(widths[:count]), norm=section.get("norm", "batch"),
-                       residual=bool(section.get("residual", True)), stride=int(section.get("stride", 1)),
-                       one_by=bool(section.get("one_by", True)), width=widths[-1] if widths and not count else 0)
-
-
-def _levels(steps: Any, what: str) -> int:
-    return _one_of(int(steps), tuple(range(MAX_LEVELS + 1)), what)
-
-
-def _read_published(section: Mapping[str, Any], *, channels: int, patch: int) -> ModelConfig:
-    enc, dec = section["encoder"], section["decoder"]
-    down_steps, up_steps = _levels(enc["down_steps"], "down_steps"), _levels(dec["up_steps"], "up_steps")
-    downs = []
-    for g in range(1, down_steps + 1):
-        down = enc[f"down_{g}"]
-        downs.append(DownConfig(down["down_op"], float(down.get("factor", 1.0 if down["down_op"] == "none" else 0.5)),
-                                down.get("residual", "none")))
-    ups = []
-    for s in range(1, up_steps + 1):
-        up = dec[f"up_{s}"]
-        ups.append(UpConfig(up["up_op"], int(up.get("factor", 2)), up.get("residual", "none")))
-    attender = section.get("attender", -1)
-    refiner = None
-    if section.get("refiner"):
-        ref = section["refiner"]
-        refiner = RefinerConfig(group=_group(ref["block_0"]), source=int(ref.get("ref_con", -1 - up_steps)),
-                                sampling=ref.get("enc_resample", "none"), noise_channels=int(ref.get("ncat_c", 0)),
-                                noise_scale=float(ref.get("ncat_s", 1)), residual=bool(ref.get("residual", False)))
-    return ModelConfig(
-        channels=channels, patch=patch,
-        encoder=tuple(_group(enc[f"block_{g}"]) for g in range(down_steps + 1)), downs=tuple(downs),
-        decoder=tuple(_group(dec[f"block_{s}"]) for s in range(up_steps + 1)), ups=tuple(ups),
-        attender=None if attender in (-1, None) else int(attender),
-        share_encoder=bool(section.get("enc_share", False)), up_factor=int(section.get("up_factor", 2)),
-        sampling=dec.get("enc_resample", "none"), noise_channels=int(dec.get("ncat_c", 0)),
-        noise_scale=float(dec.get("ncat_s", 1)), residual_outc=bool(dec.get("residual_outc", True)), refiner=refiner,
-        latent_mean=tuple(map(float, section.get("latent_mean", ()))),
-        latent_std=tuple(map(float, section.get("latent_std", ()))))
-
-
-# -- published language, out ---------------------------------------------------------------------------------------
-
-def _write_group(group: GroupConfig) -> dict[str, Any]:
-    section: dict[str, Any] = {"block": group.block, "norm": group.norm, "count": len(group.widths),
-                               "hc": list(group.widths) or [group.width]}
-    for name, default in (("residual", True), ("stride", 1), ("one_by", True)):
-        if getattr(group, name) != default:
-            section[name] = getattr(group, name)
-    return section
-
-
-def _write_published(config: ModelConfig) -> dict[str, Any]:
-    encoder: dict[str, Any] = {"down_steps": len(config.downs)}
-    for g, group in enumerate(config.encoder):
-        if g:
-            down = config.downs[g - 1]
-            encoder[f"down_{g}"] = {"down_op": down.op, "factor": down.factor, "residual": down.residual}
-        encoder[f"block_{g}"] = _write_group(group)
-    decoder: dict[str, Any] = {"up_steps": len(config.ups), "ncat_c": config.noise_channels,
-                               "ncat_s": config.noise_scale, "enc_resample": config.sampling}
-    if not config.residual_outc:
-        decoder["residual_outc"] = False
-    for s, group in enumerate(config.decoder):
-        if s:
-            up = config.ups[s - 1]
-            decoder[f"up_{s}"] = {"up_op": up.op, "factor": up.factor, "residual": up.residual}
-        decoder[f"block_{s}"] = _write_group(group)
-    section: dict[str, Any] = {"up_factor": config.up_factor, "attender": config.attender or -1,
-                               "enc_share": config.share_encoder, "encoder": encoder, "decoder": decoder}
-    if config.refiner:
-        ref = config.refiner
-        section["refiner"] = {"enc_resample": ref.sampling, "ncat_c": ref.noise_channels, "ncat_s": ref.noise_scale,
-                              "ref_con": ref.source, "block_0": _write_group(ref.group)}
-        if ref.residual:
-            section["refiner"]["residual"] = True
-    if config.latent_mean:
-        section["latent_mean"], section["latent_std"] = list(config.latent_mean), list(config.latent_std)
-    return section
-
-
-# -- shapes --------------------------------------------------------------------------------------------------------
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-def _read_group(shapes: Shapes, prefix: str, incoming: int) -> GroupConfig:
-    """One group off its keys; ``incoming`` channels are what an absent (identity) group passes on."""
-    found = {int(m[1]) for key in shapes if (m := re.match(re.escape(prefix) + r"blocks\.(\d+)\.", key))}
-    if not found:
-        return GroupConfig(block="IdentityBlock", width=incoming)
-    first = f"{prefix}blocks.0."
-    if f"{first}up.weight" in shapes:
-        widths = tuple(shapes[f"{prefix}blocks.{i}.up.weight"][1] for i in sorted(found))
-        return GroupConfig(block="TransposeConv", widths=widths)
-    kernels = {j: shapes[f"{first}conv.{j}.weight"][-1] for j in (0, 3, 6)
-               if len(shapes.get(f"{first}conv.{j}.weight", ())) == 4}
-    double = kernels.get(3) == 3
-    return GroupConfig(
-        block="DoubleConv" if double else "SingleConv",
-        widths=tuple(shapes[f"{prefix}blocks.{i}.conv.0.weight"][0] for i in sorted(found)),
-        norm="batch" if f"{first}conv.1.running_mean" in shapes else "layer",
-        one_by=(6 if double else 3) in kernels)
-
-
-def _incoming(shapes: Shapes, prefix: str) -> int:
-    for key in (f"{prefix}blocks.0.conv.0.weight", f"{prefix}blocks.0.up.weight"):
-        if key in shapes:
-            return shapes[key][0 if key.endswith("up.weight") else 1]
-    raise ConfigError(f"the weights have no {prefix}blocks.0: these are not the weights of an UPLiFT")
-
-
-def _levels_in(shapes: Shapes, part: str) -> int:
-    found = [int(m[1]) for key in shapes if (m := re.match(rf"{part}\.(?:block|down|up)_(\d+)\.", key))]
-    if not found:
-        raise ConfigError(f"the weights have no '{part}.block_...' entries: these are not the weights of an UPLiFT")
-    return max(found)
-
-
-def _read_shapes(shapes: Shapes) -> ModelConfig:
-    for name, preset in PRESETS.items():
-        if _same_layout(shapes, name):
-            return preset
-    try:
-        return _guess(shapes)
-    except (KeyError, IndexError) as odd:
-        raise ConfigError(f"the weights look like an UPLiFT but {odd} is missing or has an unexpected shape") from None
-
-
-def _guess(shapes: Shapes) -> ModelConfig:
-    encoder: list[GroupConfig] = []
-    downs: list[DownConfig] = []
-    width = _incoming(shapes, "encoder.block_0.")
-    for g in range(_levels_in(shapes, "encoder") + 1):
-        if g:
-            has_conv = f"encoder.down_{g}.down.0.weight" in shapes
-            downs.append(DownConfig("conv", 0.5) if has_conv else DownConfig())
-        encoder.append(_read_group(shapes, f"encoder.block_{g}.", width))
-        width = encoder[-1].out_channels
-    widths = [group.out_channels for group in encoder]
-
-    decoder: list[GroupConfig] = []
-    ups: list[UpConfig] = []
-    inputs: list[int] = []
-    for s in range(_levels_in(shapes, "decoder") + 1):
-        if s:
-            kernel = shapes.get(f"decoder.up_{s}.up.weight")
-            ups.append(UpConfig(factor=kernel[-1]) if kernel else UpConfig("none", residual="none"))
-        inputs.append(_incoming(shapes, f"decoder.block_{s}."))
-        decoder.append(_read_group(shapes, f"decoder.block_{s}.", inputs[-1]))
-
-    noise = inputs[1] - decoder[0].out_channels - widths[-2] if len(decoder) > 1 else None
-    channels = None
-    for key in ("ref_outc.weight", "decoder.outc.weight"):
-        if key in shapes:
-            channels = shapes[key][0]
-    if channels is None:
-        channels = inputs[0] - widths[-1] - (noise or 0)
-    if noise is None:
-        noise = inputs[0] - widths[-1] - channels
-    if noise < 0 or channels < 1 or inputs[0] != channels + widths[-1] + noise:
-        raise ConfigError(f"decoder.block_0 reads {inputs[0]} channels, which is not latent + encoder map + noise "
-                          f"for an encoder map of {widths[-1]}")
-
-    attender = shapes["attender.conv1.weight"][0] if "attender.conv1.weight" in shapes else None
-    refiner = None
-    if "ref_outc.weight" in shapes:
-        group = _read_group(shapes, "refiner.", channels)
-        source, ref_noise = _refiner_source(_incoming(shapes, "refiner.") - channels, widths, noise)
-        refiner = RefinerConfig(group, source, noise_channels=ref_noise)
-    return ModelConfig(channels=channels, patch=8 if channels <= 64 else 16, encoder=tuple(encoder),
-                       downs=tuple(downs), decoder=tuple(decoder), ups=tuple(ups), attender=attender,
-                       noise_channels=noise, refiner=refiner)
-
-
-def _refiner_source(extra: int, widths: list[int], noise: int) -> tuple[int, int]:
-    """Which encoder map (and how many noise channels) the refiner reads beside the latent: ``extra`` in all."""
-    last_first = range(len(widths) - 1, -1, -1)
-    for candidate in (noise, 0):
-        for g in last_first:
-            if widths[g] + candidate == extra:
-                return g - len(widths), candidate
-    fitting = [g for g in last_first if widths[g] <= extra]
-    if not fitting:
-        raise ConfigError(f"the refiner reads {extra} channels beside the latent; no encoder map of {widths} fits")
-    g = max(fitting, key=lambda i: widths[i])
-    return g - len(widths), extra - widths[g]
 
 
 # -- the published models ------------------------------------------------------------------------------------------
@@ -465,19 +276,3 @@ PRESETS: dict[str, ModelConfig] = {
     "dinov2-s14": _dino(14, "dinov2-s14"),
     "dinov3-splus16": _dino(16, "dinov3-splus16"),
 }
-
-
-def _same_layout(shapes: Shapes, name: str) -> bool:
-    """Whether the guessed structure is the preset's, up to what shapes cannot tell.
-
-    The two DINO models have the same shapes: the later one (patch 16) stands for both unless metadata says more.
-    """
-    if name == "dinov2-s14":
-        return False
-    preset = PRESETS[name]
-    try:
-        guess = _guess(shapes)
-    except (ConfigError, KeyError, IndexError):
-        return False
-    return replace(guess, patch=preset.patch, latent_space=preset.latent_space,
-                   image_norm=preset.image_norm) == preset
