@@ -68,6 +68,16 @@ def test_a_folder_with_a_broken_file(home, photos, tmp_path):
     assert (got - expected).abs().max() < 1.01 / 255  # the same numbers as the library's
 
 
+def test_what_cannot_be_read_does_not_stop_the_others(home, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    done = command(home, tmp_path / "empty", tmp_path / "missing.png", photos / "a.png", "-o", out,
+                   capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no pictures in this folder" in done.stdout and "no such file" in done.stdout
+    assert [p.name for p in out.iterdir()] == ["a.png"]
+
+
 def test_existing_files_are_kept(home, photos, tmp_path):
     target = tmp_path / "kept.png"
     target.write_bytes(b"mine")

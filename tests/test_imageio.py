@@ -310,7 +310,7 @@ def test_what_is_no_picture_is_named(given_file, name, data, words):
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.png: there is no such file"):
         read_picture(tmp_path / "nothing.png")
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError, match="no pictures in this folder"):
         read_picture(tmp_path)
     with pytest.raises(InputError):
         read_picture(tmp_path / ("x" * 5000 + ".png"))
@@ -522,6 +522,17 @@ def test_more_exif_than_a_jpeg_holds(given_file, tmp_path, caplog):
         assert len(image.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.MakerNote]) == 65400
 
 
+@pytest.mark.parametrize("said", [b"ASCII\0\0\0a holiday", b"UNICODE\0" + "a holiday".encode("utf-16")])
+def test_the_comment_of_the_source_is_kept_with_the_settings(tmp_path, said):
+    exif = Image.Exif()
+    exif[ExifTags.IFD.Exif] = {ExifTags.Base.UserComment: said}
+    first, second = tmp_path / "a.jpg", tmp_path / "b.webp"
+    write_picture(colour_picture(exif=exif.tobytes()), first, settings={"seed": 3})
+    assert read_settings(first) == {"seed": 3, "comment": "a holiday"}
+    write_picture(read_picture(first), second, settings={"seed": 4})  # settings of an earlier run are not a comment
+    assert read_settings(second) == {"seed": 4}
+
+
 def test_settings_of_other_programs_are_not_ours(given_file):
     exif = Image.Exif()
     exif[ExifTags.IFD.Exif] = {ExifTags.Base.UserComment: b"ASCII\0\0\0a holiday"}
@@ -666,5 +677,6 @@ def test_pictures_of_folders(tmp_path):
     assert [str(name) for _, name in find_pictures([photos], photos / "sub")] == ["a.jpg", "b.PNG"]
     assert len(find_pictures([photos / "sub"], photos / "sub")) == 2
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no pictures"):
-        find_pictures([tmp_path / "empty"])
+    ((source, _),) = find_pictures([tmp_path / "empty"])
+    with pytest.raises(InputError, match="empty: no pictures in this folder"):
+        read_picture(source)

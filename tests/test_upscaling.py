@@ -205,6 +205,18 @@ def test_pil_pictures(model, mode, expected):
     assert out.size == (round(14 * 1.5), round(11 * 1.5))
 
 
+def test_deep_gray_and_turned_pil_pictures(model):
+    values = np.linspace(0, 65535, 20 * 28).reshape(20, 28).astype(np.uint16)
+    result = upscale_image(model, PlainCodec(), Image.fromarray(values), scale=2, consistency=True)
+    assert (result.mode, result.size) == ("I;16", (56, 40))
+    assert int(np.asarray(result)[-1, -1]) - int(np.asarray(result)[0, 0]) > 30000
+    turned = Image.new("RGB", (28, 20))
+    turned.getexif()[0x0112] = 6
+    assert upscale_image(model, PlainCodec(), turned, scale=2).size == (40, 56)
+    with pytest.raises(InputError, match="mode 'F'"):
+        upscale_image(model, PlainCodec(), Image.new("F", (16, 16)), scale=2)
+
+
 def test_alpha_is_enlarged_separately(model):
     image = Image.new("RGBA", (16, 16), (200, 30, 30, 255))
     image.paste((200, 30, 30, 0), (0, 0, 8, 16))

@@ -71,7 +71,7 @@ def _open(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         if not path.exists():
             raise InputError(f"{path}: there is no such file")
         if path.is_dir():
-            raise InputError(f"{path} is a folder; expected a picture")
+            raise InputError(f"{path}: no pictures in this folder")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty (0 bytes)")
         with _limit(max_pixels), Image.open(path, formats=_formats()) as image:
@@ -250,8 +250,8 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 def find_pictures(sources: list[Path], out: Path | None = None) -> list[tuple[Path, Path]]:
     """``(file, name below the output folder)`` for files and, recursively, folders; sorted, hidden files skipped.
 
-    out: a folder for results; where it lies inside a source folder, what is in it is skipped.
-    Raises InputError for a folder without pictures.
+    out: a folder for results; where it lies inside a source folder, what is in it is skipped. A folder without
+    pictures stands for itself: reading it is the error, so that the other sources are not lost.
     """
     results = out.resolve() if out is not None else None
     found: list[tuple[Path, Path]] = []
@@ -261,9 +261,7 @@ def find_pictures(sources: list[Path], out: Path | None = None) -> list[tuple[Pa
                             and not any(part.startswith(".") for part in p.relative_to(source).parts))
             if results is not None and source.resolve() in results.parents:
                 inside = [p for p in inside if results not in p.resolve().parents]
-            if not inside:
-                raise InputError(f"{source}: no pictures in this folder")
-            found += [(p, p.relative_to(source)) for p in inside]
+            found += [(p, p.relative_to(source)) for p in inside] or [(source, Path(source.name))]
         else:
             found.append((source, Path(source.name)))
     return found

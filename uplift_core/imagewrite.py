@@ -139,7 +139,7 @@ def _exif(kept: bytes | None, size: tuple[int, int], comment: str, limited: bool
         for tag in without or ():
             details.pop(tag, None)
         if comment:
-            details[USER_COMMENT] = b"ASCII\0\0\0" + comment.encode("ascii")
+            details[USER_COMMENT] = b"ASCII\0\0\0" + _with_own(comment, details.get(USER_COMMENT)).encode("ascii")
         if details:
             exif[ExifTags.IFD.Exif] = details
         if not len(exif):
@@ -150,6 +150,17 @@ def _exif(kept: bytes | None, size: tuple[int, int], comment: str, limited: bool
         log.warning("the EXIF data is more than a JPEG holds; it is written without %s",
                     "the maker's notes" if without == () else "the source's part")
     return None
+
+
+def _with_own(settings: str, comment: bytes | str | None) -> str:
+    """The settings with the comment the source had in them, unless that was settings too."""
+    if isinstance(comment, bytes):
+        wide = comment[:8] == b"UNICODE\0"
+        comment = comment[8:].decode("utf-16" if wide else "utf-8", "replace")
+    comment = (comment or "").strip("\0 ")
+    if not comment or comment.startswith("{"):
+        return settings
+    return json.dumps({**json.loads(settings), "comment": comment}, ensure_ascii=True)
 
 
 def _fits(icc: bytes, image: Image.Image, kind: str) -> bool:

@@ -98,8 +98,8 @@ def upscale_image(model: UPLiFT, vae: Any, image: Picture, *, scale: float = 2, 
                   progress: Progress | None = None, should_stop: Callable[[], bool] | None = None) -> Picture:
     """Enlarge a picture by any factor above 1, up to 8; the same kind of thing comes back as went in.
 
-    image: PIL image (an alpha channel is enlarged separately); NumPy ``H W 3`` or ``b H W 3``, uint8 or float in
-    [0, 1]; or tensor ``3 H W`` or ``b 3 H W`` in [0, 1]. Any size: what is not a multiple of the patch is padded and
+    image: PIL image (turned upright; an alpha channel is enlarged separately; 16-bit gray comes back as such); NumPy
+    ``H W 3`` or ``b H W 3``, uint8 or float in [0, 1]; or tensor ``3 H W`` or ``b 3 H W`` in [0, 1]. Any size: what is not a multiple of the patch is padded and
     cropped back. The model takes the next power of two, an antialiased resize goes to exactly
     ``round(scale * H) x round(scale * W)``.
 
@@ -132,6 +132,8 @@ def _upscale(model: UPLiFT, vae: Any, low: Tensor, scale: float, seed: int, nois
              progress: Progress | None, should_stop: Callable[[], bool] | None) -> Tensor:
     height, width = low.shape[2:]
     factor = model.config.step_factor
+    if factor < 2:
+        raise InputError("this model keeps the size of what it is given (up_steps 0): it cannot enlarge pictures")
     power = factor ** math.ceil(math.log(scale, factor) - 1e-9)
     guide = pad_to(low, model.config.patch)
     latents = vae.encode(guide, **_codec_options(vae.encode, memory_budget, should_stop))
@@ -200,8 +202,14 @@ def _from_array(image: np.ndarray) -> tuple[Tensor, Callable[[Tensor], np.ndarra
 
 
 def _from_pil(image: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
+    image = ImageOps.exif_transpose(image)  # what comes back has no EXIF that could turn it later
+    if image.mode in ("I;16", "I;16B", "I;16L"):
+        return _from_deep_gray(image)
+    if image.mode in ("I", "F"):
+        raise InputError(f"the picture has mode {image.mode!r}, whose range is unknown; convert it to a NumPy array of "
+                         "floats in [0, 1], H W 3")
     has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     alpha = image.convert("RGBA").getchannel("A") if has_alpha else None
     low = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1)[None]
@@ -215,3 +223,11 @@ def _from_pil(image: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
         return out
 
     return low, back
+
+
+def _from_deep_gray(image: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    from PIL import Image
+
+    values = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)
+    return values.expand(1, 3, -1, -1), lambda y: Image.fromarray(
+        np.rint(y[0].mean(0).cpu().numpy() * 65535).astype(np.uint16))

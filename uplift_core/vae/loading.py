@@ -275,7 +275,7 @@ def _download(repo: str, filename: str) -> Path | None:
         import huggingface_hub
         from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError:
-        raise MissingExtra("huggingface_hub", "vae", "Downloading a VAE") from None
+        raise MissingExtra("huggingface_hub", "hub", "Downloading a VAE") from None
     try:
         return Path(huggingface_hub.hf_hub_download(repo, filename))
     except EntryNotFoundError as error:
