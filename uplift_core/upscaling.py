@@ -99,9 +99,9 @@ def upscale_image(model: UPLiFT, vae: Any, image: Picture, *, scale: float = 2, 
     """Enlarge a picture by any factor above 1, up to 8; the same kind of thing comes back as went in.
 
     image: PIL image (turned upright; an alpha channel is enlarged separately; 16-bit gray comes back as such); NumPy
-    ``H W 3`` or ``b H W 3``, uint8 or float in [0, 1]; or tensor ``3 H W`` or ``b 3 H W`` in [0, 1]. Any size: what is not a multiple of the patch is padded and
-    cropped back. The model takes the next power of two, an antialiased resize goes to exactly
-    ``round(scale * H) x round(scale * W)``.
+    ``H W 3`` or ``b H W 3``, uint8 or float in [0, 1]; or tensor ``3 H W`` or ``b 3 H W`` in [0, 1]. Any size:
+    what is not a multiple of the patch is padded and cropped back. The model takes the next power of two, an
+    antialiased resize goes to exactly ``round(scale * H) x round(scale * W)``.
 
     vae: a codec of :func:`uplift_core.load_vae` (anything with ``encode``, ``decode`` and ``latent_space``).
     color_fix: one of none, mean, adain, wavelet. consistency: pin the result to the given pixels by back-projection.
