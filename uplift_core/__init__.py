@@ -13,4 +13,5 @@ from .vae import load_vae
 from .version import __version__
 
 __all__ = ["PRESETS", "DenseFeatures", "ModelConfig", "UPLiFT", "UpliftError", "__version__", "back_project",
-           "dense_features", "estimate_memory", "load", "load_features", "load_vae", "match_color", "upscale_image", "upscale_latents"]
+           "dense_features", "estimate_memory", "load", "load_features", "load_vae", "match_color", "upscale_image",
+           "upscale_latents"]

@@ -148,7 +148,7 @@ def dense_features(image: Any, *, backbone: str | Backbone = "dinov3-splus16", m
     picture = _picture(image, resolution)
     if isinstance(backbone, str | os.PathLike):
         backbone = load_backbone(backbone, device=device, offline=offline)
-    net, method = _model(model, backbone, offline) if scale != 1 else (None, "backbone")
+    net, method = model_for(backbone, model, offline) if scale != 1 else (None, "backbone")
     _check_stop(should_stop)
 
     padded = pad_to(picture, backbone.patch)
@@ -245,8 +245,8 @@ def _picture(image: Any, resolution: int | None) -> Tensor:
     return antialias(picture, (max(1, round(picture.shape[2] * factor)), max(1, round(picture.shape[3] * factor))))
 
 
-def _model(model: Any, backbone: Backbone, offline: bool | None) -> tuple[UPLiFT | None, str]:
-    """The UPLiFT, or none and the name of a baseline."""
+def model_for(backbone: Backbone, model: Any = "auto", offline: bool | None = None) -> tuple[UPLiFT | None, str]:
+    """The UPLiFT of a backbone and "uplift", or None and the name of a baseline; errors as of dense_features."""
     if isinstance(model, str) and model.lower() in BASELINES:
         return None, model.lower()
     if not isinstance(model, UPLiFT):
