@@ -136,9 +136,8 @@ def _weights_in(path: Path) -> Path:
 def _timm_name(path: Path) -> str:
     import timm
 
-    for candidate in (path.name, path.stem, path.parent.name):
-        for name in (candidate, candidate.rsplit(".", 1)[0]):
-            if timm.is_model(name.split(".")[0]):
-                return name
+    for name in (path.stem if path.is_file() else path.name, path.parent.name):
+        if timm.is_model(name.split(".")[0]):
+            return name
     raise InputError(f"{path}: call the file or its folder by the timm name of the model, such as "
                      f"{BACKBONES['dinov2-s14']}.safetensors")
