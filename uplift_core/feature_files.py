@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import secrets
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ class FeatureFile:
         self.overwrite, self.shape, self.dtype = overwrite, shape, np.dtype(NUMPY_DTYPES[dtype])
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.unfinished = self.path.with_name(f".uplift-{secrets.token_hex(8)}{self.path.suffix}")
-        self.data: Any = None
+        self.file: BinaryIO | None = None
+        self.start = 0
 
     @staticmethod
     def check(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -46,22 +48,43 @@ class FeatureFile:
 
     def __enter__(self) -> FeatureFile:
         try:
+            self.file = self.unfinished.open("xb", buffering=0)
             if self.path.suffix.lower() == ".npy":
-                self.data = np.lib.format.open_memmap(self.unfinished, mode="w+", dtype=self.dtype, shape=self.shape)
+                np.lib.format.write_array_header_1_0(self.file, {  # type: ignore[arg-type]
+                    "descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape})
+                self.start = self.file.tell()
             else:
-                self.data = np.memmap(self.unfinished, self.dtype, "w+", _ROOM + 8, self.shape)
+                self.start = _ROOM + 8
+            self.file.truncate(self.start + self.length)
         except OSError as error:
-            self.unfinished.unlink(missing_ok=True)
+            self.__exit__()
             raise InputError(f"{self.path}: cannot be written ({error.strerror or error})") from None
         return self
 
+    @property
+    def length(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def write(self, y: slice, x: slice, values: Tensor) -> None:
-        self.data[:, y, x] = values.numpy().astype(self.dtype)
-        drop_pages(self.data)
+        """Row by row and not through a memory map, which may bring far more of a file into memory than is written."""
+        assert self.file is not None
+        _, h, w = self.shape
+        try:
+            for channel, rows in enumerate(values.to("cpu").numpy()):
+                rows = np.ascontiguousarray(rows, dtype=self.dtype)
+                for i, part in enumerate(rows.reshape(1, -1) if rows.shape[1] == w else rows):
+                    self.file.seek(self.start + ((channel * h + y.start + i) * w + x.start) * self.dtype.itemsize)
+                    self._put(part.tobytes())
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror or error})") from None
+
+    def _put(self, data: bytes) -> None:
+        assert self.file is not None
+        while data:  # an unbuffered file may take a part
+            data = data[self.file.write(data):]
 
     def finish(self, metadata: dict[str, str]) -> None:
-        self.data.flush()
-        self.data = None
+        assert self.file is not None
         side = self.path.with_name(self.path.name + ".json")
         if self.path.suffix.lower() == ".npy":
             unfinished = self.unfinished.with_suffix(".json")
@@ -72,21 +95,21 @@ class FeatureFile:
                 unfinished.unlink(missing_ok=True)
         else:
             name = {np.dtype(v): k for k, v in _SAFETENSORS.items()}[self.dtype]
-            length = int(np.prod(self.shape)) * self.dtype.itemsize
             header = json.dumps({"__metadata__": metadata, "features": {
-                "dtype": name, "shape": list(self.shape), "data_offsets": [0, length]}}).encode()
+                "dtype": name, "shape": list(self.shape), "data_offsets": [0, self.length]}}).encode()
             if len(header) > _ROOM:
                 raise InputError(f"{self.path}: the names that go into the file are too long")
-            with self.unfinished.open("r+b") as file:
-                file.write(struct.pack("<Q", _ROOM) + header.ljust(_ROOM))
-        with self.unfinished.open("r+b") as file:
-            os.fsync(file.fileno())
+            self.file.seek(0)
+            self._put(struct.pack("<Q", _ROOM) + header.ljust(_ROOM))
+        os.fsync(self.file.fileno())
+        self.file.close()
         if os.path.lexists(self.path) and not self.overwrite:
             raise InputError(f"{self.path} appeared meanwhile; use --overwrite to replace it")
         os.replace(self.unfinished, self.path)
 
     def __exit__(self, *error: object) -> None:
-        self.data = None
+        if self.file is not None:
+            self.file.close()
         self.unfinished.unlink(missing_ok=True)
 
 
