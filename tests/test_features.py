@@ -325,10 +325,13 @@ def test_constant_features_give_a_gray_picture():
 
 def test_bands_do_not_change_the_results(monkeypatch):
     found, _ = planted()
+    points = [(11, 13), (92, 95)]
     whole = fit_pca(found).picture(found), similarity(found, [(92, 48)]), segments(found, 3)
+    there = correspondences(found, found, points).points
     bands = DenseFeatures.bands
     monkeypatch.setattr(DenseFeatures, "bands", lambda self: bands(self, 4 * 24 * 64 * 5))
     assert len(list(found.bands())) == 10
     again = fit_pca(found).picture(found), similarity(found, [(92, 48)]), segments(found, 3)
+    assert correspondences(found, found, points).points == there == [(11, 13), (93, 95)]
     for a, b in zip(whole, again):
         assert torch.allclose(a.float(), b.float(), atol=1e-4)
