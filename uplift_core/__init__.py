@@ -3,6 +3,7 @@
 from .color import match_color
 from .config import PRESETS, ModelConfig
 from .consistency import back_project
+from .dense import DenseFeatures, dense_features, load_features
 from .errors import UpliftError
 from .loading import load
 from .model import UPLiFT
@@ -11,5 +12,6 @@ from .upscaling import upscale_image, upscale_latents
 from .vae import load_vae
 from .version import __version__
 
-__all__ = ["PRESETS", "ModelConfig", "UPLiFT", "UpliftError", "__version__", "back_project", "estimate_memory",
-           "load", "load_vae", "match_color", "upscale_image", "upscale_latents"]
+__all__ = ["PRESETS", "DenseFeatures", "ModelConfig", "UPLiFT", "UpliftError", "__version__", "back_project",
+           "dense_features", "estimate_memory", "load", "load_features", "load_vae", "match_color", "upscale_image",
+           "upscale_latents"]

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import hub
 from .devices import choose_device, choose_dtype
 from .errors import CheckpointError, DownloadError, InputError, MissingExtra
 from .model import IMAGENET_MEAN, IMAGENET_STD
+from .registry import model_folders, user_folder
 
 BACKBONES = {"dinov2-s14": "vit_small_patch14_dinov2.lvd142m",
              "dinov3-splus16": "vit_small_plus_patch16_dinov3.lvd1689m"}
@@ -58,9 +60,13 @@ class Backbone:
 
 
 def load_backbone(name_or_path: str | os.PathLike[str], *, device: str | torch.device = "cpu",
-                  dtype: str | torch.dtype = torch.float32, pretrained: bool = True) -> Backbone:
+                  dtype: str | torch.dtype = torch.float32, pretrained: bool = True,
+                  offline: bool | None = None) -> Backbone:
     """A timm vision transformer by latent space (``dinov2-s14``), timm name, or path of a local weights file or
     folder whose name begins with the timm name (``vit_small_patch14_dinov2.lvd142m.safetensors``).
+
+    A name is looked for in the model folders (see registry.py), in the Hugging Face cache, then on the hub.
+    ``offline`` True never asks the hub, None leaves it to HF_HUB_OFFLINE. ``pretrained`` False: random weights.
 
     Raises InputError, CheckpointError, DownloadError, MissingExtra.
     """
@@ -71,6 +77,8 @@ def load_backbone(name_or_path: str | os.PathLike[str], *, device: str | torch.d
     where = choose_device(device)
     name, options = os.fspath(name_or_path), dict[str, Any]()
     path = Path(name).expanduser()
+    if not path.exists() and pretrained:
+        path = _in_folders(BACKBONES.get(name, name)) or path
     if path.exists():
         weights = _weights_in(path)
         timm_name = _timm_name(path)
@@ -82,6 +90,8 @@ def load_backbone(name_or_path: str | os.PathLike[str], *, device: str | torch.d
                          "timm.list_models() shows, or the path of a weights file called like one")
     if not hasattr(timm.models, "VisionTransformer"):
         raise InputError("this version of timm is too old; install timm 1.0 or newer")
+    if offline and pretrained and not path.exists():
+        options = {"pretrained_cfg_overlay": {"file": str(_cached(timm_name))}}
     try:
         module = timm.create_model(timm_name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
     except TypeError:
@@ -89,11 +99,29 @@ def load_backbone(name_or_path: str | os.PathLike[str], *, device: str | torch.d
     except (RuntimeError, OSError) as error:
         if path.exists():
             raise CheckpointError(f"{path} does not fit {timm_name}: {str(error).splitlines()[0]}") from None
-        raise DownloadError(f"the weights of {timm_name} are not on this machine and cannot be downloaded "
-                            f"({str(error).splitlines()[0]}); give the path of its model.safetensors") from None
+        raise DownloadError(_out_of_reach(timm_name, str(error).splitlines()[0])) from None
     if not hasattr(module, "forward_intermediates"):
         raise InputError(f"{timm_name} gives no feature maps; expected a vision transformer")
     return Backbone(module, timm_name).to(where, choose_dtype(dtype, where))
+
+
+def _in_folders(timm_name: str) -> Path | None:
+    names = (f"{timm_name}.safetensors", timm_name)
+    return next((folder / n for folder in model_folders() for n in names if (folder / n).exists()), None)
+
+
+def _cached(timm_name: str) -> Path:
+    path = hub.cached(f"timm/{timm_name}", "model.safetensors")
+    if path is None:
+        raise DownloadError(_out_of_reach(timm_name, "downloads are switched off"))
+    return path
+
+
+def _out_of_reach(timm_name: str, reason: str) -> str:
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    return (f"the weights of {timm_name} are not on this machine and cannot be downloaded ({reason}); fetch "
+            f"{endpoint}/timm/{timm_name}/resolve/main/model.safetensors and put it into {user_folder()} as "
+            f"{timm_name}.safetensors")
 
 
 def _weights_in(path: Path) -> Path:
@@ -108,9 +136,8 @@ def _weights_in(path: Path) -> Path:
 def _timm_name(path: Path) -> str:
     import timm
 
-    for candidate in (path.name, path.stem, path.parent.name):
-        for name in (candidate, candidate.rsplit(".", 1)[0]):
-            if timm.is_model(name.split(".")[0]):
-                return name
+    for name in (path.stem if path.is_file() else path.name, path.parent.name):
+        if timm.is_model(name.split(".")[0]):
+            return name
     raise InputError(f"{path}: call the file or its folder by the timm name of the model, such as "
                      f"{BACKBONES['dinov2-s14']}.safetensors")

@@ -233,13 +233,14 @@ class Engine:
 
     # -- decoding --------------------------------------------------------------------------------------------------
 
-    def decode(self, latent: Tensor, plan: Plan, maps: Samples, noise: Noise, step: int, room: Tensor | None = None
-               ) -> Map:
-        """One step on a window: ``latent`` is the whole (normalised) input, the result covers ``plan.out``.
+    def decode(self, latent: Tensor | Map, plan: Plan, maps: Samples, noise: Noise, step: int,
+               room: Tensor | None = None) -> Map:
+        """One step on a window: ``latent`` is the (normalised) input, the result covers ``plan.out``. A tensor is the
+        whole input; a map holds at least what the window reads of it.
 
         ``room``: where the attender may write that result; the caller looks whether it did.
         """
-        value = Map(latent, Span.all(latent.shape[2]), Span.all(latent.shape[3]))
+        value = latent if isinstance(latent, Map) else Map(latent, Span.all(latent.shape[2]), Span.all(latent.shape[3]))
         m = self._walk(self.decoder, plan.decoder, value, maps, noise, step)
         if self.model.attender is not None:
             m = self._attend(m, value, room if (m.y, m.x) == plan.out else None)

@@ -14,6 +14,7 @@ from ..errors import UpliftError
 from ..version import __version__
 from .bench import bench
 from .evaluate import evaluation
+from .features import features
 from .models import models
 from .train import train, train_vae
 from .upscale import upscale
@@ -21,6 +22,7 @@ from .upscale import upscale
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
                   help="UPLiFT: sharp 2x, 4x and 8x enlargement of pictures, guided by the picture itself.")
 app.command()(upscale)
+app.command()(features)
 app.command()(bench)
 app.command()(train)
 app.command("train-vae")(train_vae)

@@ -1,0 +1,277 @@
+"""What one does with dense features: pictures of them, masks by likeness, segments, matches between pictures.
+
+Everything here reads the features in bands of rows, so they may lie in a file and be larger than memory; beyond a
+band, only maps with few channels are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dense import DenseFeatures
+from .errors import InputError
+
+Points = Sequence[tuple[float, float]]
+_SAMPLE = 16384
+_EPS = 1e-6
+
+
+@dataclass
+class PCA:
+    """mean ``c``, components ``3 c``, and the range of values that is shown, ``3`` each."""
+
+    mean: Tensor
+    components: Tensor
+    low: Tensor
+    high: Tensor
+
+    def project(self, features: DenseFeatures) -> Tensor:
+        """``3 h w``: coordinates on the first three components."""
+        _check_channels(features, len(self.mean))
+        out = torch.empty(3, *features.shape[1:])
+        for rows, x in features.bands():
+            out[:, rows] = torch.einsum("kc,chw->khw", self.components, x - self.mean[:, None, None])
+        return out
+
+    def picture(self, features: DenseFeatures) -> Tensor:
+        """RGB ``3 h w`` in [0, 1]; the same feature has the same colour in every picture of this PCA."""
+        spread = (self.high - self.low).view(3, 1, 1)
+        shown = (self.project(features) - self.low.view(3, 1, 1)) / spread.clamp_min(_EPS)
+        return torch.where(spread > _EPS, shown, 0.5).clamp(0, 1)
+
+
+def fit_pca(features: DenseFeatures | Sequence[DenseFeatures]) -> PCA:
+    """The first three principal components of one or several feature maps together, each map counting the same.
+
+    Exact (the covariance of all features, in double precision), so the same on every run; the sign of a component is
+    that of its largest entry. Colours span the 1st to the 99th percentile. Constant features give a gray picture.
+    """
+    maps = [features] if isinstance(features, DenseFeatures) else list(features)
+    if not maps:
+        raise InputError("there are no features to analyse")
+    c = maps[0].shape[0]
+    origin = maps[0].read(slice(0, 1), slice(0, 1)).flatten().double()  # near the values: no cancellation below
+    mean, second = torch.zeros(c, dtype=torch.float64), torch.zeros(c, c, dtype=torch.float64)
+    for one in maps:
+        _check_channels(one, c)
+        pixels = one.shape[1] * one.shape[2] * len(maps)
+        for _, x in one.bands():
+            for part in x.flatten(1).split(1 << 14, 1):
+                flat = part.double() - origin[:, None]
+                mean += flat.sum(1) / pixels
+                second += flat @ flat.T / pixels
+    values, vectors = torch.linalg.eigh(second - torch.outer(mean, mean))
+    components = torch.zeros(3, c, dtype=torch.float64)
+    found = vectors[:, values > values[-1].clamp_min(0) * 1e-10].flip(1).T[:3]
+    sign = found.gather(1, found.abs().argmax(1, keepdim=True)).sign()
+    components[:len(found)] = found * sign
+    unscaled = PCA((origin + mean).float(), components.float(), torch.zeros(3), torch.ones(3))
+    seen = torch.cat([_thin(unscaled.project(one).flatten(1), 1 << 18) for one in maps], 1)
+    ends = torch.quantile(seen, torch.tensor([0.01, 0.99]), dim=1) if seen.shape[1] > 1 else seen.T.repeat(2, 1)
+    return PCA(unscaled.mean, unscaled.components, ends[0], ends[1])
+
+
+def pca_pictures(features: Sequence[DenseFeatures]) -> list[Tensor]:
+    """PCA pictures ``3 h w`` in [0, 1] of several maps (pictures, steps, methods) in the same colours."""
+    pca = fit_pca(features)
+    return [pca.picture(one) for one in features]
+
+
+def similarity(features: DenseFeatures, positive: Points = (), negative: Points = (), *, mask: Tensor | None = None,
+               negative_mask: Tensor | None = None, centre: bool = False) -> Tensor:
+    """Cosine similarity ``h w`` in [-1, 1] to what is marked.
+
+    positive, negative: points (x, y) in picture pixels; mask, negative_mask: ``H W`` of the picture or ``h w`` of the
+    features, above 0.5 where marked (their mean feature counts as one point). A pixel's value is its likeness to the
+    nearest positive mark, less that to the nearest negative one where this is above 0. centre: subtract the mean
+    feature first, which tells more apart where all features have much in common.
+
+    Raises InputError when nothing positive is marked, a mask is empty or of another size, or a point is outside.
+    """
+    wanted = _marks(features, positive, mask)
+    if not len(wanted):
+        raise InputError("nothing is marked: give at least one positive point or a mask")
+    unwanted = _marks(features, negative, negative_mask)
+    base = _mean(features) if centre else torch.zeros(features.shape[0])
+    wanted, unwanted = F.normalize(wanted - base, dim=1), F.normalize(unwanted - base, dim=1)
+    out = torch.empty(features.shape[1:])
+    for rows, x in features.bands():
+        unit = F.normalize(x - base[:, None, None], dim=0)
+        near = torch.einsum("nc,chw->nhw", wanted, unit).amax(0)
+        if len(unwanted):
+            near = near - torch.einsum("nc,chw->nhw", unwanted, unit).amax(0).clamp_min(0)
+        out[rows] = near
+    return out.clamp(-1, 1)
+
+
+def feature_mask(likeness: Tensor, image_size: tuple[int, int], *, threshold: float = 0.5, softness: float = 0.1
+                 ) -> Tensor:
+    """A mask ``H W`` in [0, 1] of the picture from :func:`similarity`: 1 above ``threshold``, 0 below, with a ramp of
+    width ``softness`` (0 for a hard edge) around it."""
+    if not -1 <= threshold <= 1 or softness < 0:
+        raise InputError(f"threshold {threshold}, softness {softness}: expected -1 to 1, and 0 or more")
+    large = _to_picture(likeness, image_size)
+    if softness == 0:
+        return (large > threshold).float()
+    return ((large - threshold) / softness + 0.5).clamp(0, 1)
+
+
+def segments(features: DenseFeatures, count: int, *, seed: int = 0, iterations: int = 25, restarts: int = 4,
+             clean: int = 0) -> Tensor:
+    """Labels ``h w`` (int64, 0 the largest segment) of ``count`` clusters: k-means with k-means++ starts on the
+    directions of the features. The means are found on up to 16384 features drawn by ``seed``, then every feature goes
+    to its nearest mean. clean: radius of a majority vote that removes specks. Fewer labels come back where there are
+    fewer different features."""
+    c, h, w = features.shape
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= h * w:
+        raise InputError(f"segments is {count!r}; expected 1 to {h * w}, the number of features")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(h * w, generator=generator)[:_SAMPLE].sort().values
+    picked = []
+    for rows, x in features.bands():
+        inside = chosen[(chosen >= rows.start * w) & (chosen < rows.stop * w)] - rows.start * w
+        picked.append(x.flatten(1)[:, inside].T)
+    data = F.normalize(torch.cat(picked), dim=1)
+    runs = [_kmeans(data, count, iterations, generator) for _ in range(max(1, restarts))]
+    centres = min(runs, key=lambda run: run[1])[0]
+    labels = torch.empty(h, w, dtype=torch.int64)
+    for rows, x in features.bands():
+        unit = F.normalize(x.flatten(1), dim=0)
+        labels[rows] = (centres.square().sum(1, keepdim=True) / 2 - centres @ unit).argmin(0).view(-1, w)
+    if clean:
+        labels = _vote(labels, len(centres), clean)
+    sizes = torch.bincount(labels.flatten(), minlength=len(centres))
+    order = sizes.argsort(descending=True, stable=True)
+    return order.argsort()[labels]
+
+
+def segment_masks(labels: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """``k H W`` masks (0 or 1) of the picture from the labels of :func:`segments`; they add up to 1."""
+    large = F.interpolate(labels[None, None].float(), size=_covered(labels, image_size), mode="nearest")[0, 0].long()
+    large = large[:image_size[0], :image_size[1]]
+    return torch.stack([(large == k).float() for k in range(int(labels.max()) + 1)])
+
+
+class Matches(NamedTuple):
+    """points: ``[(x, y)]`` in the other picture; likeness ``n`` in [-1, 1]; mutual ``n``: whether the way back leads
+    to the same feature or one beside it."""
+
+    points: list[tuple[float, float]]
+    likeness: Tensor
+    mutual: Tensor
+
+
+def correspondences(first: DenseFeatures, second: DenseFeatures, points: Points) -> Matches:
+    """For points (x, y) of the first picture the most similar (cosine) places of the second."""
+    _check_channels(second, first.shape[0])
+    best, likeness = _nearest(second, first.at(points))
+    w = second.shape[2]
+    there = [(min((int(i) % w + 0.5) * second.stride, second.image_size[1] - 0.5),
+              min((int(i) // w + 0.5) * second.stride, second.image_size[0] - 0.5)) for i in best]
+    back, _ = _nearest(first, second.at(there))
+    own = torch.tensor(first.cells(points))
+    apart = torch.stack([back // first.shape[2], back % first.shape[2]], 1) - own
+    return Matches(there, likeness, apart.abs().amax(1) <= 1)
+
+
+def _nearest(features: DenseFeatures, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    unit = F.normalize(wanted, dim=1)
+    best, where = torch.full((len(unit),), -2.0), torch.zeros(len(unit), dtype=torch.int64)
+    for rows, x in features.bands():
+        value, index = (unit @ F.normalize(x.flatten(1), dim=0)).max(1)
+        better = value > best
+        best = torch.where(better, value, best)
+        where = torch.where(better, index + rows.start * features.shape[2], where)
+    return where, best
+
+
+def _kmeans(data: Tensor, count: int, iterations: int, generator: torch.Generator) -> tuple[Tensor, float]:
+    """Centres and the sum of squared distances: k-means++ (Arthur and Vassilvitskii 2007), then Lloyd's steps."""
+    first = int(torch.randint(len(data), (1,), generator=generator))
+    centres = data[first:first + 1]
+    distance = (data - centres).square().sum(1)
+    while len(centres) < count and distance.max() > _EPS:
+        far = int(torch.multinomial(distance.clamp_min(0), 1, generator=generator))
+        centres = torch.cat([centres, data[far:far + 1]])
+        distance = torch.minimum(distance, (data - data[far]).square().sum(1))
+    for _ in range(iterations):
+        nearest = torch.cdist(data, centres).argmin(1)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, data)
+        number = torch.bincount(nearest, minlength=len(centres))[:, None]
+        moved = torch.where(number > 0, sums / number.clamp_min(1), centres)
+        if torch.equal(moved, centres):
+            break
+        centres = moved
+    return centres, float(torch.cdist(data, centres).amin(1).square().sum())
+
+
+def _vote(labels: Tensor, count: int, radius: int) -> Tensor:
+    """The label that most positions within ``radius`` have; the lower one of equals."""
+    best, winner = torch.full(labels.shape, -1.0), torch.zeros_like(labels)
+    for k in range(count):
+        votes = F.avg_pool2d((labels == k).float()[None], 2 * radius + 1, 1, radius, count_include_pad=False)[0]
+        better = votes > best + _EPS
+        best, winner = torch.where(better, votes, best), torch.where(better, k, winner)
+    return winner
+
+
+def _marks(features: DenseFeatures, points: Points, mask: Tensor | None) -> Tensor:
+    found = [features.at(points)] if len(points) else []
+    if mask is not None:
+        chosen = _on_grid(features, mask)
+        total, number = torch.zeros(features.shape[0], dtype=torch.float64), int(chosen.sum())
+        if not number:
+            raise InputError("the mask is empty: nothing in it is above 0.5")
+        for rows, x in features.bands():
+            total += x[:, chosen[rows]].double().sum(1)
+        found.append((total / number).float()[None])
+    return torch.cat(found) if found else torch.zeros(0, features.shape[0])
+
+
+def _on_grid(features: DenseFeatures, mask: Tensor) -> Tensor:
+    h, w = features.shape[1:]
+    if tuple(mask.shape) == (h, w):
+        return mask > 0.5
+    if tuple(mask.shape) != tuple(features.image_size):
+        raise InputError(f"the mask has shape {tuple(mask.shape)}; expected that of the picture, "
+                         f"{features.image_size}, or of the features, {(h, w)}")
+    marked = (mask > 0.5).nonzero().double().div(features.stride).long()  # every marked pixel counts, however few
+    chosen = torch.zeros(h, w, dtype=torch.bool)
+    chosen[marked[:, 0].clamp_max(h - 1), marked[:, 1].clamp_max(w - 1)] = True
+    return chosen
+
+
+def _covered(grid: Tensor, image_size: tuple[int, int]) -> tuple[int, int]:
+    """The size in pixels that the whole grid covers, the last row and column of which may reach beyond the picture."""
+    stride = max(n / g for n, g in zip(image_size, grid.shape[-2:], strict=True))
+    return (max(image_size[0], round(grid.shape[-2] * stride)), max(image_size[1], round(grid.shape[-1] * stride)))
+
+
+def _to_picture(values: Tensor, image_size: tuple[int, int]) -> Tensor:
+    if tuple(values.shape) == tuple(image_size):
+        return values
+    large = F.interpolate(values[None, None], size=_covered(values, image_size), mode="bilinear", align_corners=False)
+    return large[0, 0, :image_size[0], :image_size[1]]
+
+
+def _mean(features: DenseFeatures) -> Tensor:
+    total = torch.zeros(features.shape[0], dtype=torch.float64)
+    for _, x in features.bands():
+        total += x.double().sum((1, 2))
+    return (total / (features.shape[1] * features.shape[2])).float()
+
+
+def _thin(x: Tensor, most: int) -> Tensor:
+    return x[:, ::-(-x.shape[1] // most)]
+
+
+def _check_channels(features: DenseFeatures, channels: int) -> None:
+    if features.shape[0] != channels:
+        raise InputError(f"these features have {features.shape[0]} channels, the others {channels}; use the same "
+                         "backbone for all")
