@@ -66,7 +66,7 @@ class Engine:
         self.model, self.config = model, model.config
         self.tick = tick or (lambda work: None)
         parameter = next(model.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.device, self.dtype = model.run_device or parameter.device, parameter.dtype
         self.encoder, self.taps = self._encoder_chain()
         self.decoder = self._decoder_chain()
         self.refiner = self._refiner_chain()

@@ -113,6 +113,10 @@ class UPLiFT(nn.Module):
     ``operations``: the namespace that Conv2d, ConvTranspose2d, LayerNorm and BatchNorm2d come from.
     """
 
+    run_device: torch.device | None = None
+    """Where the fast form computes; None for where the weights are. For hosts whose modules bring weights over as
+    they are used."""
+
     def __init__(self, config: ModelConfig, operations: Any = nn):
         super().__init__()
         self.config = config

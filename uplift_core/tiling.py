@@ -198,7 +198,7 @@ def _quarters(window: tuple[Span, Span], unit: int) -> list[tuple[Span, Span]]:
 
 
 def _free_cache(model: UPLiFT) -> None:
-    device = next(model.parameters()).device.type
+    device = (model.run_device or next(model.parameters()).device).type
     backend = getattr(torch, device, None)
     if device != "cpu" and backend is not None and hasattr(backend, "empty_cache"):
         backend.empty_cache()
