@@ -17,7 +17,6 @@ from ..uplift_core.checkpoints import build, read_weights
 from ..uplift_core.devices import choose_dtype
 from ..uplift_core.errors import CheckpointError, InputError
 from ..uplift_core.foreign import SUFFIXES
-from ..uplift_core.memory import is_out_of_memory
 from ..uplift_core.model import UPLiFT
 from ..uplift_core.tiling import Progress, estimate_memory
 from ..uplift_core.vae.spaces import LATENT_SPACES
@@ -114,17 +113,12 @@ def load(name: str, dtype: str, progress: Progress | None = None) -> HostModel:
     if path is None:
         path = registry.download(_plain(name), folder=folders()[0], progress=progress)
     device, away = management.get_torch_device(), management.unet_offload_device()
-    weights = read_weights(path)
-    parameters = sum(value.numel() for value in weights.state.values())
-    number = host.preferred_dtype(device, parameters) if dtype == "auto" else choose_dtype(dtype, device)
     # Nodes run in inference mode; weights made in it could not be moved or patched outside.
     with torch.inference_mode(False):
-        try:
-            model = build(weights, operations=comfy.ops.disable_weight_init).to(away, number)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise CheckpointError(f"{path} does not fit in memory ({error}); unload other models") from None
+        weights = read_weights(path)
+        parameters = sum(value.numel() for value in weights.state.values())
+        number = host.preferred_dtype(device, parameters) if dtype == "auto" else choose_dtype(dtype, device)
+        model = build(weights, operations=comfy.ops.disable_weight_init).to(away, number)
         patcher = host.patcher_class()(model, load_device=device, offload_device=away)
     if model.config.step_factor < 2:
         raise InputError(f"{path} keeps the size of what it is given (up_steps 0): it cannot enlarge pictures")

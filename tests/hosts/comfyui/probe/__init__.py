@@ -1,0 +1,58 @@
+"""Nodes for the tests alone: what passes through a graph comes out as a file, and odd latents go in."""
+
+import os
+
+import folder_paths
+import torch
+from comfy.nested_tensor import NestedTensor
+
+
+class ProbeSave:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"value": ("*",), "name": ("STRING", {"default": "probe"})}})
+    RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY = (), "save", True, "probe"
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types):
+        return True
+
+    def save(self, value, name):
+        path = os.path.join(folder_paths.get_output_directory(), name + ".pt")
+        torch.save(value, path)
+        return {"ui": {"saved": [path]}}
+
+
+class ProbeLatent:
+    """samples of the file, or nested."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"path": ("STRING", {}), "nested": ("BOOLEAN", {})}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "load", "probe"
+
+    def load(self, path, nested):
+        latent = torch.load(path)
+        if nested:
+            latent["samples"] = NestedTensor([latent["samples"], latent["samples"]])
+        return (latent,)
+
+
+class ProbeImage:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"path": ("STRING", {})}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "load", "probe"
+
+    def load(self, path):
+        return (torch.load(path),)
+
+
+class ProbeCount:
+    """Passes an image on and counts how often it was asked to."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"vae": ("VAE",), "name": ("STRING", {})}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("VAE",), "count", "probe"
+
+    def count(self, vae, name):
+        with open(os.path.join(folder_paths.get_output_directory(), name), "a") as file:
+            file.write("x")
+        return (vae,)
+
+
+NODE_CLASS_MAPPINGS = {"ProbeSave": ProbeSave, "ProbeLatent": ProbeLatent, "ProbeImage": ProbeImage,
+                       "ProbeCount": ProbeCount}
