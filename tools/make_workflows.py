@@ -8,13 +8,12 @@ The pictures beside them come from tests/hosts/comfyui (UPLIFT_SHOTS=FOLDER keep
 from __future__ import annotations
 
 import json
-import tomllib
 import uuid
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PACK = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]
+PACK = "uplift-upscale"  # the name in pyproject.toml, by which node managers find what is missing
 SD15 = "v1-5-pruned-emaonly-fp16.safetensors"
 SD15_URL = f"https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{SD15}"
 PUBLISHED, BUNDLED = "uplift_sd1.5vae.safetensors (download)", "uplift-mini (bundled)"
@@ -97,21 +96,21 @@ def note(graph: Graph, at: tuple[int, int], size: tuple[int, int], text: str) ->
 
 
 def text_to_image() -> None:
-    graph = Graph("1 Text to image, UPLiFT 2x")
+    graph = Graph("UPLiFT 1 Text to image 2x")
     parts = first_pass(graph, "a lighthouse on a cliff above the sea, evening light, photograph")
     up = uplift(graph, (1120, 0), parts["sampler"], parts["checkpoint"])
     decoded = graph.add("VAEDecode", (1500, 0), (220, 46), samples=(up, 0), vae=(parts["checkpoint"], 2))
     matched = graph.add("UPLiFTColorMatch", (1500, 110), (260, 82), ["mean"], image=(decoded, 0), reference=(up, 1))
     graph.add("SaveImage", (1800, 0), (420, 460), ["uplift"], images=(matched, 0))
     note(graph, (0, 160), (340, 250),
-         "### 512 to 1024 without a second diffusion pass\n\nThe sampler's latent goes straight through **UPLiFT Latent "
-         "Upscale**. Its second output is the small picture; **UPLiFT Color Match** takes the colours back to it.\n\n"
+         "### 512 to 1024 without a second diffusion pass\n\nThe sampler's latent goes straight through **UPLiFT "
+         "Latent Upscale**. Its second output is the small picture; **UPLiFT Color Match** takes the colours back to it.\n\n"
          "On first use the published weights (214 MB) are downloaded into `models/uplift`.")
     graph.write()
 
 
 def hires_fix() -> None:
-    graph = Graph("2 Hires fix, UPLiFT and a light second pass")
+    graph = Graph("UPLiFT 2 Hires fix")
     parts = first_pass(graph, "a market street in the rain, lanterns, reflections, photograph")
     up = uplift(graph, (1120, 0), parts["sampler"], parts["checkpoint"])
     second = graph.add("KSampler", (1500, 0), (320, 270), [156680208700286, "fixed", 14, 8, "euler", "normal", 0.3],
@@ -120,13 +119,14 @@ def hires_fix() -> None:
     decoded = graph.add("VAEDecode", (1860, 0), (220, 46), samples=(second, 0), vae=(parts["checkpoint"], 2))
     graph.add("SaveImage", (1860, 110), (420, 460), ["uplift_hires"], images=(decoded, 0))
     note(graph, (0, 160), (340, 250),
-         "### The hires fix that keeps the composition\n\nBilinear latents need a denoise above 0.5 to become sharp, and "
-         "then the picture changes. UPLiFT's are sharp before the second pass: **0.2 to 0.35** is enough to add detail.")
+         "### The hires fix that keeps the composition\n\nBilinear latents need a denoise above 0.5 to become sharp, "
+         "and then the picture changes. UPLiFT's are sharp before the second pass: **0.2 to 0.35** is enough to add "
+         "detail.")
     graph.write()
 
 
 def photo() -> None:
-    graph = Graph("3 Upscale a photo 4x")
+    graph = Graph("UPLiFT 3 Photo 4x")
     loaded = graph.add("LoadImage", (0, 0), (320, 330), ["example.png", "image"])
     checkpoint = graph.add("CheckpointLoaderSimple", (0, 390), (340, 100), [SD15])
     loader = graph.add("UPLiFTModelLoader", (380, 330), (340, 82), [PUBLISHED, "auto"])
@@ -140,7 +140,7 @@ def photo() -> None:
 
 
 def side_by_side() -> None:
-    graph = Graph("4 Side by side, bilinear latent and UPLiFT")
+    graph = Graph("UPLiFT 4 Side by side")
     loaded = graph.add("LoadImage", (0, 0), (320, 330), ["example.png", "image"])
     checkpoint = graph.add("CheckpointLoaderSimple", (0, 390), (340, 100), [SD15])
     encoded = graph.add("VAEEncode", (380, 0), (220, 46), pixels=(loaded, 0), vae=(checkpoint, 2))
@@ -154,13 +154,13 @@ def side_by_side() -> None:
                      image2=(sharp, 0))
     graph.add("PreviewImage", (1320, 0), (900, 520), images=(both, 0))
     note(graph, (380, 400), (220, 190),
-         "Left: the latent enlarged bilinearly. Right: by UPLiFT.\n\nNewer versions of ComfyUI have **Compare Images**: "
-         "connect the two decoded pictures there.")
+         "Left: the latent enlarged bilinearly. Right: by UPLiFT.\n\nNewer versions of ComfyUI have **Compare "
+         "Images**: connect the two decoded pictures there.")
     graph.write()
 
 
 def offline() -> None:
-    graph = Graph("5 Nothing to download, a photo 2x")
+    graph = Graph("UPLiFT 5 Offline photo 2x")
     sample = graph.add("UPLiFTSamplePhoto", (0, 0), (300, 60), ["chelsea"])
     loader = graph.add("UPLiFTModelLoader", (0, 120), (300, 82), [BUNDLED, "auto"])
     vae = graph.add("UPLiFTTinyVAE", (0, 260), (300, 46))
@@ -168,8 +168,8 @@ def offline() -> None:
                    model=(loader, 0), image=(sample, 0), vae=(vae, 0))
     graph.add("SaveImage", (720, 0), (640, 480), ["uplift_offline"], images=(up, 0))
     note(graph, (340, 330), (340, 150),
-         "Runs at once, without network: the small model and its VAE come with the pack.\n\nPut **Load Image** in place of "
-         "the sample photo. For SD1.5 latents use the published model instead.")
+         "Runs at once, without network: the small model and its VAE come with the pack.\n\nPut **Load Image** in place "
+         "of the sample photo. For SD1.5 latents use the published model instead.")
     graph.write()
 
 
