@@ -104,8 +104,8 @@ def text_to_image() -> None:
     graph.add("SaveImage", (1800, 0), (420, 460), ["uplift"], images=(matched, 0))
     note(graph, (0, 160), (340, 250),
          "### 512 to 1024 without a second diffusion pass\n\nThe sampler's latent goes straight through **UPLiFT "
-         "Latent Upscale**. Its second output is the small picture; **UPLiFT Color Match** takes the colours back to it.\n\n"
-         "On first use the published weights (214 MB) are downloaded into `models/uplift`.")
+         "Latent Upscale**. Its second output is the small picture; **UPLiFT Color Match** brings the colours back."
+         "\n\nOn first use the published weights (214 MB) are downloaded into `models/uplift`.")
     graph.write()
 
 
@@ -168,8 +168,8 @@ def offline() -> None:
                    model=(loader, 0), image=(sample, 0), vae=(vae, 0))
     graph.add("SaveImage", (720, 0), (640, 480), ["uplift_offline"], images=(up, 0))
     note(graph, (340, 330), (340, 150),
-         "Runs at once, without network: the small model and its VAE come with the pack.\n\nPut **Load Image** in place "
-         "of the sample photo. For SD1.5 latents use the published model instead.")
+         "Runs at once, without network: the small model and its VAE come with the pack.\n\nPut **Load Image** in "
+         "place of the sample photo. For SD1.5 latents use the published model instead.")
     graph.write()
 
 
