@@ -69,7 +69,7 @@ class Page:
         self.tab.wait_for_timeout(1500)
         self.shot("templates")
         self.tab.get_by_text(name, exact=True).first.click()
-        self.wait("window.app.graph._nodes.length > 0")
+        self.wait("app.graph._nodes.some(node => node.type.startsWith('UPLiFT'))")
         self.fit()
 
     def load(self, workflow: dict[str, Any]) -> None:
