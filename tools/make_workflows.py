@@ -2,7 +2,7 @@
 
     python tools/make_workflows.py
 
-The pictures beside them come from tests/hosts/comfyui (UPLIFT_SHOTS=FOLDER keeps its screenshots).
+tools/make_thumbnails.py makes the pictures beside them.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def first_pass(graph: Graph, prompt: str) -> dict[str, int]:
 
 def uplift(graph: Graph, at: tuple[int, int], samples: int, vae: int) -> int:
     """The published model and the latent upscale."""
-    loader = graph.add("UPLiFTModelLoader", (at[0], at[1] + 310), (340, 82), [PUBLISHED, "auto"])
+    loader = graph.add("UPLiFTModelLoader", (at[0] - 360, at[1] + 330), (320, 82), [PUBLISHED, "auto"])
     return graph.add("UPLiFTLatentUpscale", at, (340, 230), ["2x", 0, "fixed", 1.0, "auto"], model=(loader, 0),
                      samples=(samples, 0), vae=(vae, 2))
 
@@ -129,11 +129,11 @@ def photo() -> None:
     graph = Graph("UPLiFT 3 Photo 4x")
     loaded = graph.add("LoadImage", (0, 0), (320, 330), ["example.png", "image"])
     checkpoint = graph.add("CheckpointLoaderSimple", (0, 390), (340, 100), [SD15])
-    loader = graph.add("UPLiFTModelLoader", (380, 330), (340, 82), [PUBLISHED, "auto"])
+    loader = graph.add("UPLiFTModelLoader", (0, 550), (340, 82), [PUBLISHED, "auto"])
     up = graph.add("UPLiFTImageUpscale", (380, 0), (340, 270), ["4x", 0, "fixed", 1.0, "auto", "mean", True],
                    model=(loader, 0), image=(loaded, 0), vae=(checkpoint, 2))
     graph.add("SaveImage", (760, 0), (560, 560), ["uplift_photo"], images=(up, 0))
-    note(graph, (380, 470), (340, 190),
+    note(graph, (380, 330), (340, 190),
          "Only the VAE of the checkpoint is used. **consistency** pins the result to your pixels: good for clean "
          "photographs; switch it off for noisy ones.\n\nNothing to download? See the workflow with the tiny VAE.")
     graph.write()
@@ -145,7 +145,7 @@ def side_by_side() -> None:
     checkpoint = graph.add("CheckpointLoaderSimple", (0, 390), (340, 100), [SD15])
     encoded = graph.add("VAEEncode", (380, 0), (220, 46), pixels=(loaded, 0), vae=(checkpoint, 2))
     bilinear = graph.add("LatentUpscaleBy", (640, 0), (340, 82), ["bilinear", 2], samples=(encoded, 0))
-    loader = graph.add("UPLiFTModelLoader", (640, 400), (340, 82), [PUBLISHED, "auto"])
+    loader = graph.add("UPLiFTModelLoader", (0, 550), (340, 82), [PUBLISHED, "auto"])
     up = graph.add("UPLiFTLatentUpscale", (640, 130), (340, 230), ["2x", 0, "fixed", 1.0, "auto"], model=(loader, 0),
                    samples=(encoded, 0), vae=(checkpoint, 2), image=(loaded, 0))
     plain = graph.add("VAEDecode", (1020, 0), (220, 46), title="Bilinear", samples=(bilinear, 0), vae=(checkpoint, 2))
@@ -153,7 +153,7 @@ def side_by_side() -> None:
     both = graph.add("ImageStitch", (1020, 240), (260, 150), ["right", True, 8, "white"], image1=(plain, 0),
                      image2=(sharp, 0))
     graph.add("PreviewImage", (1320, 0), (900, 520), images=(both, 0))
-    note(graph, (380, 400), (220, 190),
+    note(graph, (640, 400), (340, 170),
          "Left: the latent enlarged bilinearly. Right: by UPLiFT.\n\nNewer versions of ComfyUI have **Compare "
          "Images**: connect the two decoded pictures there.")
     graph.write()
