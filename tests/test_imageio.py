@@ -463,7 +463,7 @@ def test_profile_settings_and_exif_survive(tmp_path, suffix):
     Image.fromarray(COLOURS).save(source, exif=exif, icc_profile=SRGB)
     picture = read_picture(source)
     assert picture.icc == SRGB
-    made = {"seed": 7, "model": "sd15-vae", "title": "Größe ✓", "scale": 2.0, "path": Path("x")}
+    made = {"seed": 7, "model": "sd15-vae", "title": "Größe \u2713", "scale": 2.0, "path": Path("x")}
     path = tmp_path / f"out{suffix}"
     picture.rgb = torch.rand(3, 12, 18)
     write_picture(picture, path, settings=made)

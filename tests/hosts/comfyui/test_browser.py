@@ -83,7 +83,7 @@ def test_texts_in_chinese(page, server):
         pytest.skip("pages before December 2025 drop the texts of node packs in other languages than English")
     page.load(json.loads(WORKFLOWS[-1].read_text()))
     page.shot("chinese")
-    assert page.tab.evaluate("app.graph._nodes.map(n => n.title)").count("UPLiFT 图像放大") == 1
+    assert page.tab.evaluate("app.graph._nodes.map(n => n.title)").count("UPLiFT \u56fe\u50cf\u653e\u5927") == 1
 
 
 @pytest.mark.parametrize("page", [{"VueNodes_Enabled": True}], indirect=True)
