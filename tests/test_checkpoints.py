@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import Conv2d
 
 from rule_weights import golden_config, model_shapes, published_shapes, rule_state
 from uplift_core import checkpoints
@@ -190,7 +191,7 @@ def test_missing_batch_counts_are_filled_in(tmp_path, dino_state):
 
 
 def test_a_host_brings_its_own_modules(tmp_path, state, config):
-    class Mine(torch.nn.Conv2d):
+    class Mine(Conv2d):
         pass
 
     class Operations:
@@ -305,7 +306,7 @@ def test_code_is_refused_and_not_run(tmp_path, state, form):
 def test_objects_beside_weights(tmp_path, state):
     torch.save({"state_dict": state, "args": argparse.Namespace(lr=1)}, tmp_path / "a.pth")
     refused(tmp_path / "a.pth", "argparse.Namespace", "Save only the state dict")
-    torch.save(torch.nn.Conv2d(1, 1, 1), tmp_path / "m.pth")
+    torch.save(Conv2d(1, 1, 1), tmp_path / "m.pth")
     refused(tmp_path / "m.pth", "holds code")
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from skimage import data
 from torch import nn
+from torch.nn import Linear
 
 from uplift_core import load, load_vae
 from uplift_core.config import ModelConfig
@@ -191,7 +192,7 @@ def test_two_processes_write_the_same_cache(tmp_path):
 
 
 def test_fingerprint_tells_weights_apart():
-    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    one, other = Linear(2, 2), Linear(2, 2)
     assert fingerprint(one) != fingerprint(other)
     other.load_state_dict(one.state_dict())
     assert fingerprint(one) == fingerprint(other)

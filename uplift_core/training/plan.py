@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import autocast
 
 from ..measure import peak_memory
 from .trainer import Trainer
@@ -43,7 +44,7 @@ def make_plan(trainer: Trainer) -> Plan:
         begun = time.perf_counter()
         keys = [f"dry run {i}" for i in range(len(images))]
         inputs = task.inputs(images, keys, step, device, cached=False)
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             loss = objective(*inputs)
         loss.backward()
         optimizer.step()

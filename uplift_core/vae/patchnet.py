@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, autocast, nn
+from torch.nn import Conv2d, ConvTranspose2d
 
 from ..errors import ConfigError, InputError
 
@@ -62,8 +63,8 @@ class PatchNetConfig:
 class _Residual(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv1 = Conv2d(width, width, 3, padding=1)
+        self.conv2 = Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(torch.relu(self.conv1(x)))
@@ -76,16 +77,16 @@ class PatchNet(nn.Module):
         super().__init__()
         self.config = config
         c, p = config.channels, config.patch
-        self.analysis = nn.Conv2d(3, c, p, stride=p)
-        self.synthesis = nn.ConvTranspose2d(c, 3, p, stride=p)
+        self.analysis = Conv2d(3, c, p, stride=p)
+        self.synthesis = ConvTranspose2d(c, 3, p, stride=p)
         self.register_buffer("latent_mean", torch.zeros(c))
         self.register_buffer("latent_std", torch.ones(c))
         self.register_buffer("residual_std", torch.ones(()))  # the unit of what is learned; it is small
-        self.head = nn.Conv2d(c, config.width, 3, padding=1)
+        self.head = Conv2d(c, config.width, 3, padding=1)
         self.blocks = nn.Sequential(*(_Residual(config.width) for _ in range(config.blocks)))
-        self.spread = nn.Conv2d(config.width, config.detail * (p // 2)**2, 1)
+        self.spread = Conv2d(config.width, config.detail * (p // 2)**2, 1)
         self.details = nn.Sequential(*(_Residual(config.detail) for _ in range(config.detail_blocks)))
-        self.tail = nn.Conv2d(config.detail, 3 * 4, 3, padding=1)
+        self.tail = Conv2d(config.detail, 3 * 4, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
         nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
 
@@ -99,7 +100,7 @@ class PatchNet(nn.Module):
         x = self.blocks(torch.relu(self.head(x)))
         x = F.pixel_shuffle(self.spread(torch.relu(x)), self.config.patch // 2)
         residual = F.pixel_shuffle(self.tail(self.details(x)), 2) * self.get_buffer("residual_std")
-        with torch.autocast(latent.device.type, enabled=False):  # mixed precision is for the residual only
+        with autocast(latent.device.type, enabled=False):  # mixed precision is for the residual only
             return self.synthesis(latent) + residual.to(latent.dtype)
 
     def forward(self, image: Tensor) -> Tensor:

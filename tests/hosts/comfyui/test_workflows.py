@@ -122,7 +122,8 @@ def test_offline_photo_as_it_stands(comfy, base):
 @pytest.mark.parametrize("path", sorted((HERE / "saved").glob("*.json")), ids=lambda path: path.stem)
 def test_saved_by_an_earlier_version(comfy, path):
     """Graphs as earlier versions of this pack saved them; they must go on running. Add, never change."""
-    comfy.run(to_api(path, comfy.get("/object_info"), **SMALL))
+    changes = SMALL if "CheckpointLoaderSimple" in path.read_text() else {}
+    comfy.run(to_api(path, comfy.get("/object_info"), **changes))
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
