@@ -18,6 +18,10 @@ MODULES = {
     "color_match": "UPLiFTColorMatch",
     "tiny_vae": "UPLiFTTinyVAE",
     "sample_photo": "UPLiFTSamplePhoto",
+    "dense_features": "UPLiFTDenseFeatures",
+    "feature_mask": "UPLiFTFeatureMask",
+    "feature_segments": "UPLiFTFeatureSegments",
+    "save_features": "UPLiFTSaveFeatures",
 }
 """Module and node, in the order of the menu."""
 
@@ -30,7 +34,7 @@ def available() -> list[type[io.ComfyNode]]:
             nodes.append(getattr(importlib.import_module(f".{module}", __name__), name))
         except Exception as error:  # whatever is wrong with one node, the others are not to suffer
             cause = f"{type(error).__name__}: {error}"
-            log.warning("UPLiFT: the node %s is not available (%s); the others are", name, cause)
+            log.warning("UPLiFT: the node %s is left out (%s)", name, cause)
     return nodes
 
 

@@ -18,6 +18,10 @@ from .dense import DenseFeatures
 from .errors import InputError
 
 Points = Sequence[tuple[float, float]]
+SEGMENT_COLORS = torch.tensor([[0.90, 0.62, 0.00], [0.34, 0.71, 0.91], [0.00, 0.62, 0.45], [0.94, 0.89, 0.26],
+                               [0.00, 0.45, 0.70], [0.84, 0.37, 0.00], [0.80, 0.47, 0.65], [0.60, 0.60, 0.60]])
+_HEAT = torch.tensor([[0.07, 0.03, 0.20], [0.36, 0.07, 0.43], [0.72, 0.20, 0.33], [0.96, 0.49, 0.10],
+                      [0.99, 0.95, 0.60]])
 _SAMPLE = 16384
 _EPS = 1e-6
 
@@ -84,20 +88,23 @@ def pca_pictures(features: Sequence[DenseFeatures]) -> list[Tensor]:
 
 
 def similarity(features: DenseFeatures, positive: Points = (), negative: Points = (), *, mask: Tensor | None = None,
-               negative_mask: Tensor | None = None, centre: bool = False) -> Tensor:
+               negative_mask: Tensor | None = None, centre: bool = False, of: DenseFeatures | None = None) -> Tensor:
     """Cosine similarity ``h w`` in [-1, 1] to what is marked.
 
     positive, negative: points (x, y) in picture pixels; mask, negative_mask: ``H W`` of the picture or ``h w`` of the
     features, above 0.5 where marked (their mean feature counts as one point). A pixel's value is its likeness to the
     nearest positive mark, less that to the nearest negative one where this is above 0. centre: subtract the mean
-    feature first, which tells more apart where all features have much in common.
+    feature first, which tells more apart where all features have much in common. of: the features of the picture that
+    is marked, when it is another one (the first frame of a film, say).
 
     Raises InputError when nothing positive is marked, a mask is empty or of another size, or a point is outside.
     """
-    wanted = _marks(features, positive, mask)
+    marked = features if of is None else of
+    _check_channels(features, marked.shape[0])
+    wanted = _marks(marked, positive, mask)
     if not len(wanted):
         raise InputError("nothing is marked: give at least one positive point or a mask")
-    unwanted = _marks(features, negative, negative_mask)
+    unwanted = _marks(marked, negative, negative_mask)
     base = _mean(features) if centre else torch.zeros(features.shape[0])
     wanted, unwanted = F.normalize(wanted - base, dim=1), F.normalize(unwanted - base, dim=1)
     out = torch.empty(features.shape[1:])
@@ -156,6 +163,24 @@ def segment_masks(labels: Tensor, image_size: tuple[int, int]) -> Tensor:
     large = F.interpolate(labels[None, None].float(), size=_covered(labels, image_size), mode="nearest")[0, 0].long()
     large = large[:image_size[0], :image_size[1]]
     return torch.stack([(large == k).float() for k in range(int(labels.max()) + 1)])
+
+
+def segment_picture(labels: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """RGB ``3 H W`` of the labels of :func:`segments`, in eight colours that most people can tell apart (Okabe and Ito
+    2008, gray for black); more segments begin again with the first."""
+    colors = SEGMENT_COLORS[torch.arange(int(labels.max()) + 1) % len(SEGMENT_COLORS)]
+    return torch.einsum("khw,kc->chw", segment_masks(labels, image_size), colors)
+
+
+def heat_picture(likeness: Tensor, picture: Tensor, opacity: float = 0.6) -> Tensor:
+    """``3 H W``: :func:`similarity` as colours from dark violet (0 and below) to yellow (1) over a gray ``picture``
+    ``3 H W`` in [0, 1]."""
+    place = _to_picture(likeness, (picture.shape[1], picture.shape[2])).clamp(0, 1) * (len(_HEAT) - 1)
+    low = place.floor().long().clamp_max(len(_HEAT) - 2)
+    share = (place - low)[..., None]
+    heat = (_HEAT[low] * (1 - share) + _HEAT[low + 1] * share).movedim(-1, 0)
+    gray = (picture * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
+    return heat * opacity + gray * (1 - opacity)
 
 
 class Matches(NamedTuple):

@@ -17,14 +17,11 @@ from ..baselines import BASELINES
 from ..dense import DenseFeatures, dense_features, model_for
 from ..errors import InputError, UpliftError
 from ..feature_files import FeatureFile
-from ..features import feature_mask, fit_pca, segment_masks, segments, similarity
+from ..features import feature_mask, fit_pca, segment_picture, segments, similarity
 from ..imageio import MAX_PIXELS, Picture, check_output, find_pictures, read_picture, write_picture
 from ..measure import peak_memory
 from ..memory import parse_bytes
 from ..upscaling import parse_tile
-
-_COLOURS = torch.tensor([[0.90, 0.62, 0.00], [0.34, 0.71, 0.91], [0.00, 0.62, 0.45], [0.94, 0.89, 0.26],
-                         [0.00, 0.45, 0.70], [0.84, 0.37, 0.00], [0.80, 0.47, 0.65], [0.60, 0.60, 0.60]])
 
 
 def features(
@@ -118,9 +115,7 @@ def features(
                     write_picture(Picture(shown.expand(3, -1, -1), gray=True), made["mask"], overwrite=overwrite)
                 if made["segments"]:
                     labels = segments(found, segment, seed=seed, clean=clean)
-                    colours = _COLOURS[torch.arange(int(labels.max()) + 1) % len(_COLOURS)]
-                    shown = torch.einsum("khw,kc->chw", segment_masks(labels, size), colours)
-                    write_picture(Picture(shown), made["segments"], overwrite=overwrite)
+                    write_picture(Picture(segment_picture(labels, size)), made["segments"], overwrite=overwrite)
                 done.append((source, found))
                 table.add_row(escape(source.name), "x".join(map(str, found.shape)), found.method,
                               escape(", ".join(str(t) for t in made.values() if t)))
