@@ -23,11 +23,14 @@ if importlib.util.find_spec("timm") is None:
     raise ImportError("it needs the package timm: pip install timm")
 
 
-def register_folder() -> None:
+def _register_folder() -> None:
     """Make ``models/uplift_backbones`` known to ComfyUI."""
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
     paths, _ = folder_paths.folder_names_and_paths[FOLDER]
     folder_paths.folder_names_and_paths[FOLDER] = (paths, set(SUFFIXES))
+
+
+_register_folder()
 
 
 def names() -> list[str]:

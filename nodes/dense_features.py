@@ -46,7 +46,7 @@ class UPLiFTDenseFeatures(io.ComfyNode):
                                tooltip="How fine: a feature for every pixel, or 1 to 8 times the backbone's grid."),
                 options.tile(),
                 models.UpliftModel.Input("model", optional=True,
-                                         tooltip="The UPLiFT for another backbone. Not needed for the two DINO models."),
+                                         tooltip="The UPLiFT of another backbone; the two DINO models have theirs."),
             ],
             outputs=[UpliftFeatures.Output(display_name="UPLIFT_FEATURES", tooltip="For the other feature nodes."),
                      io.Image.Output(display_name="PCA", tooltip="The three main directions of the features as red, "

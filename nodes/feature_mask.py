@@ -21,6 +21,7 @@ class UPLiFTFeatureMask(io.ComfyNode):
             node_id="UPLiFTFeatureMask", display_name="UPLiFT Feature Mask", category=host.CATEGORY,
             description="Click on what you mean: everything with features like it becomes a mask.",
             search_aliases=["click mask", "segment by click", "similarity mask", "points editor", "select object"],
+            is_output_node=True,
             inputs=[
                 UpliftFeatures.Input("features", tooltip="From UPLiFT Dense Features."),
                 io.String.Input("points", default="[]",

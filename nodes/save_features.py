@@ -40,7 +40,7 @@ class UPLiFTSaveFeatures(io.ComfyNode):
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory())
         written = []
-        for i, found in enumerate(given.maps):
+        for found in given.maps:
             host.stop_if_asked()
             while (path := Path(folder) / f"{name}_{counter:05}_.{format}").exists():
                 counter += 1
