@@ -50,6 +50,7 @@ def make_models(models: Path) -> None:
 
     config = replace(golden_config("small-vae_8x_batch2"), latent_space="sd15")
     save(ruled(config), models / "uplift" / "small.safetensors")
+    _make_feature_models(models)
     torch.manual_seed(0)
     for name, channels in (("taesd", 4), ("taesdxl", 4), ("taef1", 16)):
         module = AutoencoderTiny(latent_channels=channels)
@@ -59,6 +60,23 @@ def make_models(models: Path) -> None:
             halves[half][f"{int(index) + (half == 'decoder')}.{rest}"] = value
         for half, state in halves.items():
             save_file(state, str(models / "vae_approx" / f"{name}_{half}.safetensors"))
+
+
+def _make_feature_models(models: Path) -> None:
+    """A small vision transformer of timm with random weights, and an UPLiFT for its features."""
+    import timm
+    from safetensors.torch import save_file
+
+    from golden_cases import ruled
+    from uplift_core import PRESETS
+    from uplift_core.checkpoints import save
+
+    (models / "uplift_backbones").mkdir()
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    save_file(vit.state_dict(), str(models / "uplift_backbones" / "vit_tiny_patch16_224.safetensors"))
+    config = replace(PRESETS["dinov3-splus16"], channels=vit.num_features, latent_space="")
+    save(ruled(config), models / "uplift" / "vit_tiny.safetensors")
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,10 @@ class ProbeImage:
         return (torch.load(path),)
 
 
+class ProbeMask(ProbeImage):
+    RETURN_TYPES = ("MASK",)
+
+
 class ProbeCount:
     """Passes an image on and counts how often it was asked to."""
 
@@ -55,4 +59,4 @@ class ProbeCount:
 
 
 NODE_CLASS_MAPPINGS = {"ProbeSave": ProbeSave, "ProbeLatent": ProbeLatent, "ProbeImage": ProbeImage,
-                       "ProbeCount": ProbeCount}
+                       "ProbeMask": ProbeMask, "ProbeCount": ProbeCount}
