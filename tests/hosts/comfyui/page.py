@@ -52,6 +52,7 @@ class Page:
                                  "Comfy.VueNodes.Enabled": False, "Comfy.Minimap.Visible": False,
                                  **{f"Comfy.{name.replace('_', '.')}": value for name, value in settings.items()}})
         self.faults: list[str] = []
+        self.settings = settings
         self.front = getattr(comfy, "front", "")
         self.tab = chromium.new_page(viewport={"width": size[0], "height": size[1]})
         self.tab.on("pageerror", lambda error: self.faults.append(str(error)))

@@ -96,3 +96,85 @@ def test_new_style_of_nodes(page):
     page.wait("[...document.images].some(image => image.src.includes('uplift_offline') && image.naturalWidth)", 60)
     page.shot("vue_done")
     assert page.faults == []
+
+
+def points_graph():
+    """Photo, features, mask, saved: as the page would save it."""
+    def node(number, kind, at, inputs=(), outputs=(), values=()):
+        return {"id": number, "type": kind, "pos": list(at), "size": [320, 180], "flags": {}, "order": number,
+                "mode": 0, "inputs": [{"name": name, "type": of, "link": link} for name, of, link in inputs],
+                "outputs": [{"name": of, "type": of, "links": links} for of, links in outputs], "properties": {},
+                "widgets_values": list(values)}
+
+    mask = node(4, "UPLiFTFeatureMask", (760, 0), [("features", "UPLIFT_FEATURES", 3)], [("MASK", []), ("IMAGE", [4])],
+                ["[]", 0.6, 0.1])
+    mask["size"] = [420, 560]
+    nodes = [node(1, "UPLiFTSamplePhoto", (0, 0), [], [("IMAGE", [1])], ["astronaut"]),
+             node(2, "UPLiFTModelLoader", (0, 260), [], [("UPLIFT_MODEL", [2])], ["vit_tiny.safetensors", "auto"]),
+             node(3, "UPLiFTDenseFeatures", (380, 0), [("image", "IMAGE", 1), ("model", "UPLIFT_MODEL", 2)],
+                  [("UPLIFT_FEATURES", [3]), ("IMAGE", [])], ["vit_tiny_patch16_224.safetensors", 64, "pixel", "auto"]),
+             mask, node(5, "PreviewImage", (1220, 0), [("images", "IMAGE", 4)])]
+    links = [[1, 1, 0, 3, 0, "IMAGE"], [2, 2, 0, 3, 1, "UPLIFT_MODEL"], [3, 3, 0, 4, 0, "UPLIFT_FEATURES"],
+             [4, 4, 1, 5, 0, "IMAGE"]]
+    return {"last_node_id": 5, "last_link_id": 4, "nodes": nodes, "links": links, "groups": [], "config": {},
+            "extra": {}, "version": 0.4}
+
+
+@pytest.mark.parametrize("page", [{}, {"VueNodes_Enabled": True}], indirect=True, ids=["classic", "vue"])
+def test_points_are_set_by_clicking(page, server):
+    """Click, unwanted, drag, double click, keyboard; a click re-runs the mask alone; the points are saved."""
+    if server.front == "old" and page.settings.get("VueNodes_Enabled"):
+        pytest.skip("the new nodes of that year are tried in the newer page")
+    page.load(points_graph())
+    mask = "app.graph._nodes.find(n => n.type === 'UPLiFTFeatureMask')"
+    page.run()
+    page.wait(f"{mask}.upliftPoints.image", 90)
+    page.tab.wait_for_timeout(800)
+    box = page.tab.locator(".uplift-points canvas").bounding_box()
+
+    def points():
+        return json.loads(page.tab.evaluate(f"{mask}.widgets.find(w => w.name === 'points').value"))
+
+    def spot(x, y):  # picture pixels of the 256x256 photo to the page
+        scale = min(box["width"], box["height"]) / 256
+        return (box["x"] + (box["width"] - 256 * scale) / 2 + (x + 0.5) * scale,
+                box["y"] + (box["height"] - 256 * scale) / 2 + (y + 0.5) * scale)
+
+    def near(point, x, y, label):
+        assert abs(point["x"] - x) <= 2 and abs(point["y"] - y) <= 2 and point["label"] == label, point
+
+    mouse = page.tab.mouse
+    mouse.click(*spot(100, 60))
+    mouse.click(*spot(30, 200), button="right")
+    page.tab.keyboard.down("Shift")
+    mouse.click(*spot(220, 40))
+    page.tab.keyboard.up("Shift")
+    assert len(points()) == 3
+    for point, wanted in zip(points(), [(100, 60, 1), (30, 200, 0), (220, 40, 0)]):
+        near(point, *wanted)
+    mouse.move(*spot(100, 60))
+    mouse.down()
+    mouse.move(*spot(120, 100), steps=4)
+    mouse.up()
+    near(points()[0], 120, 100, 1)
+    mouse.dblclick(*spot(220, 40))
+    assert len(points()) == 2
+    page.tab.locator(".uplift-points").focus()
+    for key in ("ArrowLeft", "ArrowUp", "Enter"):
+        page.tab.keyboard.press(key)
+    near(points()[2], 123, 123, 1)
+    page.tab.keyboard.press("Delete")
+    assert len(points()) == 2
+
+    page.tab.evaluate("""() => { window.ran = [];
+        app.api.addEventListener('executing', e => { if (e.detail) ran.push(String(e.detail.node ?? e.detail)); }); }""")
+    page.run()
+    page.wait("ran.includes('4') && ran.includes('5')", 60)
+    assert "3" not in page.tab.evaluate("ran")
+    page.tab.wait_for_timeout(1500)
+    page.shot("points " + ("vue" if page.settings.get("VueNodes_Enabled") else "classic"))
+    kept = page.tab.evaluate("app.graph.serialize().nodes.find(n => n.type === 'UPLiFTFeatureMask').widgets_values")
+    assert json.loads(kept[0]) == points()
+    page.load(page.tab.evaluate("app.graph.serialize()"))
+    assert len(points()) == 2
+    assert page.faults == []
