@@ -167,7 +167,7 @@ def test_points_are_set_by_clicking(page, server):
     assert len(points()) == 2
 
     page.tab.evaluate("""() => { window.ran = [];
-        app.api.addEventListener('executing', e => { if (e.detail) ran.push(String(e.detail.node ?? e.detail)); }); }""")
+        app.api.addEventListener('executing', e => e.detail && ran.push(String(e.detail.node ?? e.detail))); }""")
     page.run()
     page.wait("ran.includes('4') && ran.includes('5')", 60)
     assert "3" not in page.tab.evaluate("ran")
