@@ -27,7 +27,12 @@ OUTPUTS = {
     "UPLiFTModelLoader": [("UPLIFT_MODEL", "UPLIFT_MODEL")],
     "UPLiFTLatentUpscale": [("LATENT", "LATENT"), ("guide", "IMAGE")], "UPLiFTImageUpscale": [("IMAGE", "IMAGE")],
     "UPLiFTColorMatch": [("IMAGE", "IMAGE")], "UPLiFTTinyVAE": [("VAE", "VAE")],
-    "UPLiFTSamplePhoto": [("IMAGE", "IMAGE")], "SaveImage": [], "PreviewImage": [], "MarkdownNote": [],
+    "UPLiFTSamplePhoto": [("IMAGE", "IMAGE")],
+    "UPLiFTDenseFeatures": [("UPLIFT_FEATURES", "UPLIFT_FEATURES"), ("PCA", "IMAGE")],
+    "UPLiFTFeatureMask": [("MASK", "MASK"), ("heat map", "IMAGE")], "GrowMask": [("MASK", "MASK")],
+    "SetLatentNoiseMask": [("LATENT", "LATENT")], "ImageScale": [("IMAGE", "IMAGE")],
+    "UPLiFTFeatureSegments": [("MASK", "MASK"), ("IMAGE", "IMAGE")],
+    "SaveImage": [], "PreviewImage": [], "MarkdownNote": [],
 }
 
 
@@ -173,7 +178,51 @@ def offline() -> None:
     graph.write()
 
 
+def click_to_inpaint() -> None:
+    graph = Graph("UPLiFT 6 Click to inpaint")
+    loaded = graph.add("LoadImage", (0, 0), (320, 330), ["example.png", "image"])
+    checkpoint = graph.add("CheckpointLoaderSimple", (0, 390), (340, 100), [SD15])
+    features = graph.add("UPLiFTDenseFeatures", (380, 0), (340, 200), ["dinov3-splus16", 512, "pixel", "auto"],
+                         image=(loaded, 0))
+    mask = graph.add("UPLiFTFeatureMask", (760, 0), (400, 560), ["[]", 0.6, 0.1], features=(features, 0))
+    grown = graph.add("GrowMask", (1200, 0), (320, 82), [6, True], mask=(mask, 0))
+    encoded = graph.add("VAEEncode", (760, 620), (220, 46), pixels=(loaded, 0), vae=(checkpoint, 2))
+    masked = graph.add("SetLatentNoiseMask", (1200, 140), (320, 46), samples=(encoded, 0), mask=(grown, 0))
+    positive = graph.add("CLIPTextEncode", (380, 260), (340, 130), ["a bunch of sunflowers, photograph"], "Prompt",
+                         clip=(checkpoint, 1))
+    negative = graph.add("CLIPTextEncode", (380, 440), (340, 100), ["text, watermark, blurry"], "Negative prompt",
+                         clip=(checkpoint, 1))
+    sampler = graph.add("KSampler", (1200, 250), (320, 270), [156680208700286, "fixed", 20, 8, "euler", "normal", 0.9],
+                        model=(checkpoint, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(masked, 0))
+    decoded = graph.add("VAEDecode", (1560, 0), (220, 46), samples=(sampler, 0), vae=(checkpoint, 2))
+    graph.add("SaveImage", (1560, 110), (420, 460), ["uplift_inpaint"], images=(decoded, 0))
+    note(graph, (0, 550), (340, 190),
+         "### Click on it, paint over it\n\nRun once (the sampler finds an empty mask and changes nothing), then click "
+         "on what is to be replaced in **UPLiFT Feature Mask** and run again: only what follows the click is done "
+         "anew.")
+    graph.write()
+
+
+def gallery() -> None:
+    graph = Graph("UPLiFT 7 What DINO sees")
+    loaded = graph.add("UPLiFTSamplePhoto", (0, 0), (300, 60), ["astronaut"])
+    coarse = graph.add("UPLiFTDenseFeatures", (340, 0), (320, 200), ["dinov3-splus16", 448, "1x", "auto"],
+                       title="Backbone alone", image=(loaded, 0))
+    fine = graph.add("UPLiFTDenseFeatures", (340, 260), (320, 200), ["dinov3-splus16", 448, "pixel", "auto"],
+                     title="UPLiFT", image=(loaded, 0))
+    large = graph.add("ImageScale", (700, 0), (300, 130), ["nearest-exact", 448, 448, "disabled"], image=(coarse, 1))
+    both = graph.add("ImageStitch", (700, 190), (300, 150), ["right", True, 8, "white"], image1=(large, 0),
+                     image2=(fine, 1))
+    graph.add("PreviewImage", (1040, 0), (760, 460), images=(both, 0))
+    cut = graph.add("UPLiFTFeatureSegments", (700, 400), (300, 130), [5, 0, "fixed", 1], features=(fine, 0))
+    graph.add("PreviewImage", (1040, 520), (420, 420), images=(cut, 1))
+    note(graph, (0, 120), (300, 170),
+         "Left: one DINOv3 feature for each 16x16 pixels. Right: one for every pixel. Below: five segments of like "
+         "features. The weights (115 MB and 3 MB) are downloaded on first use.")
+    graph.write()
+
+
 if __name__ == "__main__":
     (ROOT / "workflows").mkdir(exist_ok=True)
-    for make in (text_to_image, hires_fix, photo, side_by_side, offline):
+    for make in (text_to_image, hires_fix, photo, side_by_side, offline, click_to_inpaint, gallery):
         make()

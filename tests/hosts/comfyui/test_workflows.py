@@ -119,6 +119,48 @@ def test_offline_photo_as_it_stands(comfy, base):
     assert np.abs(saved.astype(int) - np.asarray(expected)).max() <= 1
 
 
+FEATURES = {**SMALL, "model_name": "vit_tiny.safetensors", "backbone": "vit_tiny_patch16_224.safetensors",
+            "resolution": 64}
+
+
+def with_model(graph):
+    """The workflows name a published backbone, which knows its UPLiFT; the one of the tests has to be told."""
+    graph["model"] = {"class_type": "UPLiFTModelLoader", "inputs": {"model_name": "vit_tiny.safetensors",
+                                                                   "dtype": "auto"}}
+    for node in graph.values():
+        if node["class_type"] == "UPLiFTDenseFeatures":
+            node["inputs"]["model"] = ["model", 0]
+    return graph
+
+
+def test_click_to_inpaint(comfy, base):
+    def taps(graph):
+        with_model(graph)
+        mask, _ = taken(graph, "UPLiFTFeatureMask")
+        sampler, inputs = taken(graph, "KSampler")
+        return {"mask": (mask, 0), "before": inputs["latent_image"], "after": (sampler, 0)}
+
+    points = json.dumps([{"x": 20, "y": 20}])
+    _, got = run(comfy, base, workflow(6), taps, **{**FEATURES, "points": points, "threshold": 0.97, "softness": 0.0, "expand": 0})
+    mask, before, after = got["mask"], got["before"]["samples"], got["after"]["samples"]
+    assert mask.shape == (1, 48, 64) and 0 < mask.mean() < 1
+    change = (after - before).abs().amax(1)[0]
+    grown = torch.nn.functional.adaptive_max_pool2d(got["before"]["noise_mask"].reshape(1, 1, 48, 64), (6, 8))[0, 0]
+    assert change[grown == 0].max() < 1e-3 and change[grown > 0].max() > 0.1
+
+
+def test_gallery(comfy, base):
+    def taps(graph):
+        with_model(graph)
+        both, _ = taken(graph, "ImageStitch")
+        cut, _ = taken(graph, "UPLiFTFeatureSegments")
+        return {"both": (both, 0), "masks": (cut, 0)}
+
+    changes = {name: value for name, value in FEATURES.items() if name not in ("width", "height")}
+    _, got = run(comfy, base, workflow(7), taps, **changes)
+    assert got["both"].shape[1] == 448 and got["masks"].sum(0).eq(1).all()
+
+
 @pytest.mark.parametrize("path", sorted((HERE / "saved").glob("*.json")), ids=lambda path: path.stem)
 def test_saved_by_an_earlier_version(comfy, path):
     """Graphs as earlier versions of this pack saved them; they must go on running. Add, never change."""
