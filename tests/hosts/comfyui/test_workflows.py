@@ -140,8 +140,8 @@ def test_click_to_inpaint(comfy, base):
         sampler, inputs = taken(graph, "KSampler")
         return {"mask": (mask, 0), "before": inputs["latent_image"], "after": (sampler, 0)}
 
-    points = json.dumps([{"x": 20, "y": 20}])
-    _, got = run(comfy, base, workflow(6), taps, **{**FEATURES, "points": points, "threshold": 0.97, "softness": 0.0, "expand": 0})
+    click = {"points": json.dumps([{"x": 20, "y": 20}]), "threshold": 0.97, "softness": 0.0, "expand": 0}
+    _, got = run(comfy, base, workflow(6), taps, **{**FEATURES, **click})
     mask, before, after = got["mask"], got["before"]["samples"], got["after"]["samples"]
     assert mask.shape == (1, 48, 64) and 0 < mask.mean() < 1
     change = (after - before).abs().amax(1)[0]
