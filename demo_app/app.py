@@ -1,0 +1,52 @@
+"""The page: tabs, theme, and what the server may do."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import gradio as gr
+
+from .context import App
+from .jobs import WAITING
+from .limits import MAX_FILE_BYTES
+from .settings import Settings
+from .tabs import upscale
+
+TITLE = "UPLiFT"
+INTRO = """# UPLiFT
+Sharp 2×, 4× and 8×, guided by the picture itself."""
+FONT = ("system-ui", "sans-serif")
+CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+
+
+def build(settings: Settings) -> gr.Blocks:
+    app = App.of(settings)
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(1800, 7200)) as page:
+        gr.Markdown(INTRO, elem_id="intro")
+        with gr.Tab("Upscale", id="upscale"):
+            model = upscale.build(app, samples())
+        page.load(lambda: gr.Dropdown(choices=app.shelf.model_names()), None, model, api_visibility="private",
+                  show_progress="hidden")
+        page.unload(app.jobs.stop)
+    return page
+
+
+def launch(page: gr.Blocks, settings: Settings) -> None:
+    page.queue(max_size=WAITING, default_concurrency_limit=8, api_open=False)
+    page.launch(server_name=settings.listen, server_port=settings.port, share=settings.share, show_error=True,
+                prevent_thread_lock=True, max_file_size=MAX_FILE_BYTES, ssr_mode=False, enable_monitoring=False,
+                footer_links=["api", "settings"], theme=theme(), css=CSS)
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's own look with the system's fonts, so that nothing is fetched from elsewhere."""
+    return gr.themes.Soft(primary_hue="teal", neutral_hue="slate", font=FONT,
+                          font_mono=("ui-monospace", "monospace"))
+
+
+def samples() -> list[str]:
+    """The bundled pictures, found without importing the core."""
+    spec = find_spec("uplift_core")
+    folder = Path(spec.origin or "").parent / "assets" / "samples" if spec else Path()
+    return [str(path) for path in sorted(folder.glob("*.png"))]

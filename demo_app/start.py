@@ -1,0 +1,61 @@
+"""From the command line to a running page, and the temporary folder gone when it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .settings import Settings, parse
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    temp = Path(tempfile.mkdtemp(prefix="uplift-demo-")).resolve()
+    try:
+        settings = parse(arguments, temp)
+        _environment(settings)
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+        try:
+            import gradio  # noqa: F401
+        except ImportError:
+            sys.exit("The demo needs the package 'gradio': pip install 'uplift-upscale[demo]'")
+        from .app import build, launch
+
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what follows runs then too
+        try:
+            launch(build(settings), settings)
+        except OSError as error:  # the port is taken, the address is not ours
+            sys.exit(f"The page could not be opened: {error}")
+        threading.Thread(target=_warm_up, daemon=True).start()
+        _wait()
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _environment(settings: Settings) -> None:
+    """What Gradio and the hub read when they are imported."""
+    os.environ["GRADIO_TEMP_DIR"] = str(settings.temp / "gradio")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if settings.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    tempfile.tempdir = str(settings.temp)  # uploads are spooled there
+
+
+def _warm_up() -> None:
+    """Import what the first click needs while the person looks at the page. No weights are read."""
+    import uplift_core  # noqa: F401
+
+
+def _wait() -> Any:
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("\nGood-bye.", file=sys.stderr)  # noqa: T201
