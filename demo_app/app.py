@@ -8,6 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from .context import App
+from .core import ready
 from .jobs import WAITING
 from .limits import MAX_FILE_BYTES
 from .settings import Settings
@@ -26,8 +27,12 @@ def build(settings: Settings) -> gr.Blocks:
         gr.Markdown(INTRO, elem_id="intro")
         with gr.Tab("Upscale", id="upscale"):
             model = upscale.build(app, samples())
-        page.load(lambda: gr.Dropdown(choices=app.shelf.model_names()), None, model, api_visibility="private",
-                  show_progress="hidden")
+
+        def renew() -> gr.Dropdown:
+            ready()
+            return gr.Dropdown(choices=app.shelf.model_names())
+
+        page.load(renew, None, model, api_visibility="private", show_progress="hidden")
         page.unload(app.jobs.stop)
     return page
 

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
+from .core import ready
+
 log = logging.getLogger(__name__)
 
 QUEUE: dict[str, Any] = {"concurrency_id": "work", "concurrency_limit": 1}
@@ -103,6 +105,7 @@ class Jobs:
 
 
 def _shown(work: Callable[[Job], T], job: Job) -> T:
+    ready()
     from uplift_core.errors import Cancelled, UpliftError
 
     try:

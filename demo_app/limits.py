@@ -18,18 +18,15 @@ MAX_FILE_BYTES = 1 << 30
 MAX_BATCH = 64
 
 
-class PictureInput(gr.Image):
+def picture_input(**options: Any) -> gr.Image:
     """Gradio's image, which hands over the uploaded file unread: the core's reader is the one that judges it."""
+    component = gr.Image(**{"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"], **options})
+    component.preprocess = _as_it_came  # type: ignore[method-assign]
+    return component
 
-    is_template = True  # Gradio's mark of a component that looks like its parent
 
-    def __init__(self, **options: Any):
-        super().__init__(**{"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"], **options})
-
-    def preprocess(self, payload: Any) -> str | None:
-        if payload is None or payload.path is None:
-            return None
-        return str(payload.path)
+def _as_it_came(payload: Any) -> str | None:
+    return str(payload.path) if payload is not None and payload.path is not None else None
 
 
 def open_picture(path: str | None, settings: Settings, scale: float = 1.0) -> Picture:

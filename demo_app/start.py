@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import shutil
@@ -9,10 +10,12 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .core import ready
 from .settings import Settings, parse
 
 
@@ -23,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _environment(settings)
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         try:
-            import gradio  # noqa: F401
+            with _no_stubs():
+                import gradio  # noqa: F401
         except ImportError:
             sys.exit("The demo needs the package 'gradio': pip install 'uplift-upscale[demo]'")
         from .app import build, launch
@@ -33,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             launch(build(settings), settings)
         except OSError as error:  # the port is taken, the address is not ours
             sys.exit(f"The page could not be opened: {error}")
-        threading.Thread(target=_warm_up, daemon=True).start()
+        threading.Thread(target=ready, daemon=True).start()  # while the person looks at the page
         _wait()
     finally:
         shutil.rmtree(temp, ignore_errors=True)
@@ -49,9 +53,25 @@ def _environment(settings: Settings) -> None:
     tempfile.tempdir = str(settings.temp)  # uploads are spooled there
 
 
-def _warm_up() -> None:
-    """Import what the first click needs while the person looks at the page. No weights are read."""
-    import uplift_core  # noqa: F401
+@contextmanager
+def _no_stubs() -> Iterator[None]:
+    """Keep Gradio from renewing the type stubs of its components in its own folder each time it is imported.
+
+    That writes where this program should not and takes a third of the start. Gradio leaves a class alone when
+    inspect cannot tell its file.
+    """
+    getfile = inspect.getfile
+
+    def quiet(thing: Any) -> str:
+        if isinstance(thing, type) and thing.__module__.startswith("gradio."):
+            raise OSError("no stub wanted")
+        return getfile(thing)
+
+    inspect.getfile = quiet
+    try:
+        yield
+    finally:
+        inspect.getfile = getfile
 
 
 def _wait() -> Any:

@@ -10,7 +10,7 @@ import gradio as gr
 from .. import upscaling
 from ..context import App
 from ..jobs import QUEUE, Job
-from ..limits import PictureInput, open_picture
+from ..limits import open_picture, picture_input
 from ..upscaling import Done, Options, Upscaler
 
 SCALES = [2, 4, 8]
@@ -28,7 +28,7 @@ def build(app: App, samples: list[str]) -> gr.Dropdown:
     """The tab's contents. Returns the model list, which other tabs renew."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=320):
-            picture = PictureInput(label="Picture", height=300, elem_id="picture")
+            picture = picture_input(label="Picture", height=300, elem_id="picture")
             gr.Examples(samples, picture, label="Or take one of these", elem_id="samples")
             scale = gr.Radio(SCALES, value=2, label="Scale", elem_id="scale")
             model = gr.Dropdown([app.shelf.default_model], value=app.shelf.default_model, label="Model",
@@ -150,7 +150,7 @@ def _told(facts: dict[str, Any]) -> Any:
 
 
 def _size(picture: str | None) -> tuple[int, int]:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(picture or "") as image:
