@@ -124,4 +124,6 @@ def _shown(work: Callable[[Job], T], job: Job) -> T:
 
 def problem(text: str) -> gr.Error:
     """An error in words, for the person at the page."""
-    return gr.Error(text[:1].upper() + text[1:], title="That did not work", print_exception=False, duration=15)
+    if text.split(" ", 1)[0].isalpha():  # and not a file's name
+        text = text[:1].upper() + text[1:]
+    return gr.Error(text, title="That did not work", print_exception=False, duration=15)

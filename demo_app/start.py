@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     temp = Path(tempfile.mkdtemp(prefix="uplift-demo-")).resolve()
     try:
         settings = parse(arguments, temp)
+        _check(settings)
         _environment(settings)
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         try:
@@ -38,15 +40,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except OSError as error:  # the port is taken, the address is not ours
             sys.exit(f"The page could not be opened: {error}")
         threading.Thread(target=ready, daemon=True).start()  # while the person looks at the page
-        _wait()
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("\nGood-bye.", file=sys.stderr)  # noqa: T201
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def _check(settings: Settings) -> None:
+    """End now, in words, for what could only fail at the first click. The rest is checked where it is used."""
+    for flag, text in (("--model", settings.model), ("--vae", settings.vae), ("--checkpoint", settings.checkpoint)):
+        if Path(text).suffix in (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin") and not Path(
+                text).expanduser().exists():
+            sys.exit(f"{flag} {text}: there is no such file")
+    if not re.fullmatch(r"auto|cpu|(cuda|xpu)(:\d+)?|mps(:0)?", settings.device):
+        sys.exit(f"--device {settings.device}: expected auto, cpu, cuda, cuda:1, xpu or mps")
 
 
 def _environment(settings: Settings) -> None:
     """What Gradio and the hub read when they are imported."""
     os.environ["GRADIO_TEMP_DIR"] = str(settings.temp / "gradio")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("MPLCONFIGDIR", str(settings.temp / "matplotlib"))  # Gradio imports it
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if settings.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -73,9 +88,3 @@ def _no_stubs() -> Iterator[None]:
     finally:
         inspect.getfile = getfile
 
-
-def _wait() -> Any:
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        print("\nGood-bye.", file=sys.stderr)  # noqa: T201

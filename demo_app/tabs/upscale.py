@@ -177,5 +177,5 @@ def _view(path: Any, done: Done, zoom: float, centre: tuple[float, float]) -> An
 
 
 UPSCALE_API = """Enlarge a picture. Returns the whole PNG, the pair shown on the page (before, after), and facts: sizes,
-seconds, memory, settings. model: a name of /models. scale: above 1, up to 8. consistency: auto, on, off. tile: auto,
+seconds, memory, settings. model: a name of /models. scale: 2, 4 or 8. consistency: auto, on, off. tile: auto,
 off, or a side in pixels. The same seed gives the same numbers as uplift_core.upscale_image."""
