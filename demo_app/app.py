@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -12,7 +13,7 @@ from .core import ready
 from .jobs import WAITING
 from .limits import MAX_FILE_BYTES
 from .settings import Settings
-from .tabs import upscale
+from .tabs import models, upscale
 
 TITLE = "UPLiFT"
 INTRO = """# UPLiFT
@@ -26,13 +27,17 @@ def build(settings: Settings) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(1800, 7200)) as page:
         gr.Markdown(INTRO, elem_id="intro")
         with gr.Tab("Upscale", id="upscale"):
-            model = upscale.build(app, samples())
+            model, vae = upscale.build(app, samples())
+        with gr.Tab("Models", id="models"):
+            renew_table, (table, *changes) = models.build(app)
 
-        def renew() -> gr.Dropdown:
+        def renew() -> tuple[Any, ...]:
             ready()
-            return gr.Dropdown(choices=app.shelf.model_names())
+            return (gr.Dropdown(choices=app.shelf.model_names()), gr.Dropdown(choices=app.shelf.vae_names()),
+                    renew_table())
 
-        page.load(renew, None, model, api_visibility="private", show_progress="hidden")
+        for change in (page.load, *(event.success for event in changes)):
+            change(renew, None, [model, vae, table], api_visibility="private", show_progress="hidden")
         page.unload(app.jobs.stop)
     return page
 

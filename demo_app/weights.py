@@ -33,6 +33,7 @@ class Shelf:
         self.settings = settings
         self.models: dict[str, Path] = {}
         self.vaes: dict[str, Path] = {}
+        self.spaces: dict[str, str] = {}
         self._loaded: dict[str, tuple[Any, Any]] = {}
         self._lock = threading.Lock()
         self.default_model = self._from_flag(settings.model, self.models)
@@ -163,7 +164,7 @@ class Shelf:
             except UpliftError as error:
                 reasons.append(f"as an UPLiFT model: {error}")
             else:
-                name = self._place(path, self.models)
+                name = self._place(path, self.models, net.config.latent_space)
                 return name, f"an UPLiFT model for {net.config.latent_space or 'unknown latents'}"
         job.check()
         try:
@@ -171,16 +172,17 @@ class Shelf:
         except UpliftError as error:
             reasons.append(f"as a VAE: {error}")
         else:
-            return self._place(path, self.vaes), f"a VAE of {codec.latent_space or 'an unknown latent space'}"
+            name = self._place(path, self.vaes, codec.latent_space)
+            return name, f"a VAE of {codec.latent_space or 'an unknown latent space'}"
         text = "; ".join(reason.replace(str(path), path.name) for reason in reasons)
         raise CheckpointError(f"{path.name} was not taken in. Tried {text}")
 
-    def _place(self, path: Path, place: dict[str, Path]) -> str:
+    def _place(self, path: Path, place: dict[str, Path], space: str) -> str:
         name, number = path.name, 1
         while name in place and place[name] != path:
             number += 1
             name = f"{path.stem} ({number}){path.suffix}"
-        place[name] = path
+        place[name], self.spaces[name] = path, space
         return name
 
     def keep_upload(self, path: Path) -> Path:

@@ -24,8 +24,8 @@ CENTRE = (0.5, 0.5)
 IDLE = "The result appears here. The line can be dragged: left of it *before*, right of it *after*."
 
 
-def build(app: App, samples: list[str]) -> gr.Dropdown:
-    """The tab's contents. Returns the model list, which other tabs renew."""
+def build(app: App, samples: list[str]) -> list[gr.Dropdown]:
+    """The tab's contents. Returns the lists of models and of VAEs, which the Models tab renews."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=320):
             picture = picture_input(label="Picture", height=300, elem_id="picture")
@@ -108,7 +108,7 @@ def build(app: App, samples: list[str]) -> gr.Dropdown:
     picture.clear(lambda: (None, None, gr.DownloadButton(value=None, interactive=False), IDLE), None,
                   [pair, done, download, report], api_visibility="private", queue=False)
     _batch(app, options)
-    return model
+    return [model, vae]
 
 
 def _batch(app: App, options: list[Any]) -> None:

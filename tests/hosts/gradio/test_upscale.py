@@ -125,8 +125,8 @@ def test_bad_pictures_are_refused_in_words_and_the_page_goes_on(demo, client, tm
     empty.touch()
     vector = tmp_path / "real.svg"
     vector.write_text(svg.read_text())
-    for path, words in ((tmp_path / "large.png", ("1200x1000", "1,000,000")), (bomb(tmp_path / "bomb.png"), ("pixels",)),
-                        (broken, ("damaged",)), (svg, ("not a picture",)), (text, ("not a picture",)),
+    for path, words in ((tmp_path / "large.png", ("1200x1000", "1,000,000")),
+                        (bomb(tmp_path / "bomb.png"), ("pixels",)), (broken, ("damaged",)), (svg, ("not a picture",)), (text, ("not a picture",)),
                         (empty, ("empty",)), (vector, ("not a picture",))):
         said = refused(lambda path=path: upscale(client, path), path.name, *words)
         assert str(demo.temp) not in said  # where things lie on the server is nobody's business
