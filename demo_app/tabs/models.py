@@ -28,7 +28,7 @@ def build(app: App) -> tuple[Any, list[Any]]:
                 stop = gr.Button("Stop", variant="stop", scale=1, min_width=80)
         with gr.Column(scale=1, min_width=320):
             file = gr.File(label="Or add a file", height=120, elem_id="model-file")
-            path = gr.Textbox(label="... or the path of one", placeholder="/models/v1-5-pruned.safetensors",
+            path = gr.Textbox("", label="... or the path of one", placeholder="/models/v1-5-pruned.safetensors",
                               info=ADD_INFO, visible=app.settings.alone, elem_id="model-path")
             add = gr.Button("Add", elem_id="add")
     said = gr.Markdown("", elem_id="models-said")
