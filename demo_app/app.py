@@ -13,7 +13,8 @@ from .core import ready
 from .jobs import WAITING
 from .limits import MAX_FILE_BYTES
 from .settings import Settings
-from .tabs import models, upscale
+from .tabs import features, models, upscale
+from .weights import FEATURE_MODELS
 
 TITLE = "UPLiFT"
 INTRO = """# UPLiFT
@@ -28,16 +29,18 @@ def build(settings: Settings) -> gr.Blocks:
         gr.Markdown(INTRO, elem_id="intro")
         with gr.Tab("Upscale", id="upscale"):
             model, vae = upscale.build(app, samples())
+        with gr.Tab("Dense features", id="features"):
+            backbone, feature_model, missing, said = features.build(app, samples())
         with gr.Tab("Models", id="models"):
             renew_table, (table, *changes) = models.build(app)
 
-        def renew() -> tuple[Any, ...]:
+        def renew(backbone: str) -> tuple[Any, ...]:
             ready()
             return (gr.Dropdown(choices=app.shelf.model_names()), gr.Dropdown(choices=app.shelf.vae_names()),
-                    renew_table())
+                    renew_table(), gr.Dropdown(choices=app.shelf.model_names(FEATURE_MODELS)), missing(backbone))
 
         for change in (page.load, *(event.success for event in changes)):
-            change(renew, None, [model, vae, table], api_visibility="private", show_progress="hidden")
+            change(renew, backbone, [model, vae, table, feature_model, said], api_visibility="private", show_progress="hidden")
         page.unload(app.jobs.stop)
     return page
 

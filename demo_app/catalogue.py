@@ -114,11 +114,14 @@ def download(pack: str, offline: bool, job: Job) -> str:
     return f"{' and '.join(dict.fromkeys((model, *others)))}: on this machine."
 
 
-def missing(name: str) -> str:
-    """What to do before features of this kind can be computed, or nothing."""
+def missing(name: str, with_model: bool = True) -> str:
+    """What is still needed before features of this backbone can be computed, or nothing."""
     from uplift_core.registry import find
 
     one = next(o for o in OTHERS if o.name == name and o.kind == "backbone")
-    lacking = [what for what, there in (("the backbone", backbone_file(one)), ("its UPLiFT", find(name))) if not there]
-    return f"{name}: {' and '.join(lacking)} not on this machine yet; the Models tab downloads them." if lacking else ""
-
+    lacking = [what for what, there in (("the backbone", backbone_file(one)),
+                                        ("its UPLiFT", not with_model or find(name))) if not there]
+    if not lacking:
+        return ""
+    return (f"{name}: {' and '.join(lacking)} {'are' if len(lacking) > 1 else 'is'} not on this machine yet; the "
+            "Models tab downloads what is missing")

@@ -103,6 +103,14 @@ class Shelf:
         # Without asking the network: fetching is what the Models tab is for.
         return self._keep("backbone", name, lambda: load_backbone(name, device=self.settings.device, offline=True))
 
+    def features_model(self, name: str, job: Job) -> UPLiFT:
+        """An UPLiFT for features; whether it fits the backbone, the core says."""
+        from uplift_core import load
+
+        path = self._model_file(name)
+        job.say(f"Loading {name}")
+        return self._keep("features", (path, _stamp(path)), lambda: load(path, device=self.settings.device))
+
     def kept(self, slot: str, key: Any, make: Callable[[], T]) -> T:
         """What ``make`` gives, kept until something else is asked for in this slot."""
         return self._keep(slot, key, make)
