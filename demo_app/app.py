@@ -40,7 +40,8 @@ def build(settings: Settings) -> gr.Blocks:
                     renew_table(), gr.Dropdown(choices=app.shelf.model_names(FEATURE_MODELS)), missing(backbone))
 
         for change in (page.load, *(event.success for event in changes)):
-            change(renew, backbone, [model, vae, table, feature_model, said], api_visibility="private", show_progress="hidden")
+            change(renew, backbone, [model, vae, table, feature_model, said], api_visibility="private",
+                   show_progress="hidden")
         page.unload(app.jobs.stop)
     return page
 

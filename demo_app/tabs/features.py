@@ -55,18 +55,17 @@ def build(app: App, samples: list[str]) -> tuple[gr.Dropdown, gr.Dropdown, Any, 
             split = gr.Button("Segment", variant="primary", scale=1, elem_id="segment")
         annotated = gr.AnnotatedImage(label="k-means of the features of all pixels", height=400, elem_id="segments",
                                       color_map={}, format="png")
-    with gr.Tab("Correspondence"):
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=1, min_width=260):
-                other = picture_input(label="A second picture", height=240, elem_id="f-other")
-                pair = gr.Button("Match points of a grid", variant="primary", elem_id="match")
-                gr.Markdown("Or click a point of the first picture:")
-                first_shown = _image("First picture", "f-first")
-            with gr.Column(scale=2, min_width=320):
-                matched = gr.Image(label="Matches", height=400, interactive=False, elem_id="matches", format="png",
-                                   buttons=["download", "fullscreen"])
-                rows = gr.Dataframe(headers=["", "first", "second", "likeness", "mutual"], interactive=False,
-                                    label="Matches", elem_id="match-rows")
+    with gr.Tab("Correspondence"), gr.Row(equal_height=False):
+        with gr.Column(scale=1, min_width=260):
+            other = picture_input(label="A second picture", height=240, elem_id="f-other")
+            pair = gr.Button("Match points of a grid", variant="primary", elem_id="match")
+            gr.Markdown("Or click a point of the first picture:")
+            first_shown = _image("First picture", "f-first")
+        with gr.Column(scale=2, min_width=320):
+            matched = gr.Image(label="Matches", height=400, interactive=False, elem_id="matches", format="png",
+                               buttons=["download", "fullscreen"])
+            rows = gr.Dataframe(headers=["", "first", "second", "likeness", "mutual"], interactive=False,
+                                label="Matches", elem_id="match-rows")
 
     async def features(picture: str, backbone: str = FEATURE_MODELS[0], model: str = "auto", side: float = 224,
                        request: gr.Request = None, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
@@ -76,8 +75,8 @@ def build(app: App, samples: list[str]) -> tuple[gr.Dropdown, gr.Dropdown, Any, 
 
         return await app.jobs.run(work, request, progress)
 
-    async def similarity(x: float, y: float, found: Walk | None, request: gr.Request,
-                         progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
+    async def likeness(x: float, y: float, found: Walk | None, request: gr.Request,
+                       progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         def work(job: Job) -> Any:
             job.say("Comparing")
             return tuple(map(str, dense.similar(_first(found), (x, y))))
@@ -136,7 +135,7 @@ def build(app: App, samples: list[str]) -> tuple[gr.Dropdown, gr.Dropdown, Any, 
                                            rows], queue=False, **private)
     step.input(pick, [step, found], step_picture, queue=False, show_progress="hidden", **private)
     backbone.change(missing, backbone, said, queue=False, show_progress="hidden", **private)
-    near = {"fn": similarity, "inputs": [x, y, found], "outputs": [by_tokens, by_pixels], **QUEUE}
+    near = {"fn": likeness, "inputs": [x, y, found], "outputs": [by_tokens, by_pixels], **QUEUE}
     runs = [run, shown.select(clicked, None, [x, y], queue=False, **private).success(**near, **private)]
     gr.Button(visible=False).click(**near, api_name="similarity", api_description="After /features: heat maps of what "
                                    "is like pixel x, y, by the backbone's features and by UPLiFT's.")
