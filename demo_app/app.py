@@ -13,7 +13,7 @@ from .core import ready
 from .jobs import WAITING
 from .limits import MAX_FILE_BYTES
 from .settings import Settings
-from .tabs import features, models, upscale
+from .tabs import features, generate, models, upscale
 from .weights import FEATURE_MODELS
 
 TITLE = "UPLiFT"
@@ -29,6 +29,8 @@ def build(settings: Settings) -> gr.Blocks:
         gr.Markdown(INTRO, elem_id="intro")
         with gr.Tab("Upscale", id="upscale"):
             model, vae = upscale.build(app, samples())
+        with gr.Tab("Generate", id="generate"):
+            generate_model, generate_missing, generate_said = generate.build(app)
         with gr.Tab("Dense features", id="features"):
             backbone, feature_model, missing, said = features.build(app, samples())
         with gr.Tab("Models", id="models"):
@@ -37,11 +39,12 @@ def build(settings: Settings) -> gr.Blocks:
         def renew(backbone: str) -> tuple[Any, ...]:
             ready()
             return (gr.Dropdown(choices=app.shelf.model_names()), gr.Dropdown(choices=app.shelf.vae_names()),
-                    renew_table(), gr.Dropdown(choices=app.shelf.model_names(FEATURE_MODELS)), missing(backbone))
+                    renew_table(), gr.Dropdown(choices=app.shelf.model_names(FEATURE_MODELS)), missing(backbone),
+                    gr.Dropdown(choices=app.shelf.model_names(("sd15-vae",))), generate_missing(""))
 
         for change in (page.load, *(event.success for event in changes)):
-            change(renew, backbone, [model, vae, table, feature_model, said], api_visibility="private",
-                   show_progress="hidden")
+            change(renew, backbone, [model, vae, table, feature_model, said, generate_model, generate_said],
+                   api_visibility="private", show_progress="hidden")
         page.unload(app.jobs.stop)
     return page
 
