@@ -101,8 +101,7 @@ def _load(kind: Any, named: str, path: Path, app: App, job: Job) -> Any:
     from uplift_core.errors import CheckpointError, DownloadError, UpliftError
 
     device = choose_device(app.settings.device)
-    options: dict[str, Any] = {"torch_dtype": choose_dtype("auto", device), "safety_checker": None,
-                               "requires_safety_checker": False}
+    options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
     try:
         if path.is_file():
             options["config"] = str(_config_folder(path, app, job))
@@ -117,7 +116,7 @@ def _load(kind: Any, named: str, path: Path, app: App, job: Job) -> Any:
         failed = CheckpointError if path.exists() else DownloadError
         raise failed(f"{named} cannot be loaded as Stable Diffusion 1.5: {type(error).__name__}: {reason}") from error
     loaded.set_progress_bar_config(disable=True)
-    return loaded.to(device)
+    return loaded.to(device, choose_dtype("auto", device))
 
 
 def _config_folder(checkpoint: Path, app: App, job: Job) -> Path:
@@ -178,8 +177,8 @@ def generate(app: App, source: str, prompt: str, negative: str, width: float, he
     codec = _codec(pipe)
     check_pair(net.config.latent_space, codec.latent_space)
     if net.config.patch != codec.patch or net.config.channels != codec.channels:
-        raise InputError(f"{name} enlarges {net.config.channels}-channel latents of {net.config.patch}x{net.config.patch} "
-                         f"pixels and this checkpoint makes {codec.channels}-channel latents of "
+        raise InputError(f"{name} enlarges {net.config.channels}-channel latents of {net.config.patch}x"
+                         f"{net.config.patch} pixels and this checkpoint makes {codec.channels}-channel latents of "
                          f"{codec.patch}x{codec.patch} pixels")
     unit = codec.patch * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
     width, height = (max(unit, int(n) // unit * unit) for n in (width, height))

@@ -84,8 +84,8 @@ def _told(facts: dict[str, Any]) -> str:
     (w, h), (large_w, large_h) = facts["from"], facts["to"]
     rows = "\n".join(f"| {title} | {seconds[key]:.2f} s | {100 * seconds[key] / first:.0f} % |"
                      for key, title in PARTS.items())
-    return (f"**{w} × {h} → {large_w} × {large_h}**, seed {facts['seed']}\n\n| part | time | of generating and decoding |"
-            f"\n|---|---|---|\n{rows}")
+    return (f"**{w} × {h} → {large_w} × {large_h}**, seed {facts['seed']}\n\n"
+            f"| part | time | of generating and decoding |\n|---|---|---|\n{rows}")
 
 
 GENERATE_API = """Stable Diffusion 1.5 text to image, its latents enlarged by UPLiFT. Returns both PNGs and facts with
