@@ -13,9 +13,21 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gradio_client import Client
+from PIL import Image
 
 ROOT = Path(__file__).parents[3]
+
+
+def photo(width: int = 44, height: int = 36, seed: int = 0) -> Image.Image:
+    """Smooth colours with an edge: something a model can enlarge."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x * a + y * b + c) for a, b, c in rng.uniform(0.05, 0.5, (3, 3))]
+    values = np.stack(waves, -1) * 80 + 128
+    values[(x > width / 2) & (y > height / 3)] *= 0.4
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
 class DemoHost:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import photo
-from demo_host import DemoHost
+from demo_host import DemoHost, photo
 from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import photo
-from demo_host import DemoHost
+from demo_host import DemoHost, photo
 from golden_cases import ruled
 from gradio_client.exceptions import AppError
 from PIL import Image

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import photo
-from demo_host import DemoHost
+from demo_host import DemoHost, photo
 from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from hub_standin import HubStandIn

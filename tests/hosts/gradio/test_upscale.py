@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import photo
+from demo_host import photo
 from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
