@@ -58,8 +58,8 @@ def launch(page: gr.Blocks, settings: Settings) -> None:
 
 def theme() -> gr.themes.Base:
     """Gradio's own look with the system's fonts, so that nothing is fetched from elsewhere."""
-    return gr.themes.Soft(primary_hue="teal", neutral_hue="slate", font=FONT,
-                          font_mono=("ui-monospace", "monospace"))
+    return gr.themes.Default(primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=FONT,
+                             font_mono=("ui-monospace", "monospace"))
 
 
 def samples() -> list[str]:

@@ -72,7 +72,8 @@ class Shelf:
         if name == "auto":
             name, note = default_model()
             if note:
-                note = f"The SD1.5 weights are not on this machine: this is the small bundled model, {name}."
+                note = (f"The SD1.5 weights are not on this machine, so this is the small bundled model, {name}. The "
+                        "Models tab downloads the full one.")
         path = self._model_file(name)
         job.say(f"Loading {name}")
         return self._keep("model", (path, _stamp(path)), lambda: load(path, device=self.settings.device)), name, note

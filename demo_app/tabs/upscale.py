@@ -55,10 +55,10 @@ def build(app: App, samples: list[str]) -> list[gr.Dropdown]:
                                   interactive=False, format="png")
             report = gr.Markdown(IDLE, elem_id="report")
             with gr.Row():
-                compare = gr.Radio(COMPARE, value="lanczos", label="Before is the picture enlarged by", scale=3,
-                                   min_width=260, elem_id="compare")
-                zoom = gr.Radio(ZOOMS, value=1, label="Zoom", info="Click the picture to choose where.", scale=2,
-                                min_width=220, elem_id="zoom")
+                compare = gr.Radio(COMPARE, value="lanczos", label="Before: the picture enlarged by", scale=1,
+                                   min_width=330, elem_id="compare")
+                zoom = gr.Radio(ZOOMS, value=1, label="Zoom", info="Click the picture to choose where.", scale=1,
+                                min_width=300, elem_id="zoom")
             download = gr.DownloadButton("Download PNG", elem_id="download", interactive=False)
     facts, done, centre = gr.JSON(visible=False), gr.State(), gr.State(CENTRE)
     options = [model, scale, seed, noise, color_fix, consistency, tile, vae]
