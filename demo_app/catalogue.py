@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .jobs import Job
-from .weights import VAES, Shelf, vae_is_here
+from .weights import VAES, Shelf, is_backbone, vae_is_here
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ PACKS = {
 }
 """Key -> title, UPLiFT model, what belongs to it: each makes something work that did not."""
 
-COLUMNS = ["name", "kind", "latent space", "size", "on this machine", "licence", "source"]
+COLUMNS = ["name", "kind", "here", "size", "latent space", "licence", "source"]
+WIDTHS = ["18%", "15%", "7%", "9%", "14%", "15%", "22%"]
 
 
 def entries(shelf: Shelf) -> list[dict[str, Any]]:
@@ -52,7 +53,9 @@ def entries(shelf: Shelf) -> list[dict[str, Any]]:
     found = []
     for entry in installed():
         known = entry.known
-        found.append(_line(entry.name, "UPLiFT", known.latent_space if known else "", entry.path,
+        if known is None and is_backbone(entry.name):
+            continue
+        found.append(_line(entry.name, "UPLiFT" if known else "file", known.latent_space if known else "", entry.path,
                            known.size_bytes if known else 0, known.licence if known else "your own",
                            "comes with the program" if known and known.bundled else known.repo if known
                            else "model folder"))
@@ -78,8 +81,9 @@ def _line(name: str, kind: str, space: str, path: Path | None, size: int, licenc
 
 
 def table(shelf: Shelf) -> list[list[str]]:
-    return [[e["name"], e["kind"], e["latent_space"], f"{e['size_bytes'] / 1e6:.0f} MB" if e["size_bytes"] else "",
-             "yes" if e["here"] else "no", e["licence"], e["source"]] for e in entries(shelf)]
+    return [[e["name"], e["kind"], "yes" if e["here"] else "no",
+             f"{e['size_bytes'] / 1e6:.0f} MB" if e["size_bytes"] else "", e["latent_space"], e["licence"], e["source"]]
+            for e in entries(shelf)]
 
 
 def backbone_file(one: Other) -> Path | None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SCALES = (1, 2, 4, 8, "pixel")
 MIN_SIDE, MAX_SIDE, MAX_SEGMENTS = 56, 672, 16
+LARGE = 640
+"""About the longer side of what marks are drawn into."""
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999")
 """Of Okabe and Ito, to be told apart by everybody."""
 
@@ -115,22 +117,29 @@ def _overlay(found: Walk, likeness: Tensor, point: tuple[float, float], name: st
     place = heat[..., 0] * (len(ramp) - 1)
     low = place.astype(int).clip(0, len(ramp) - 2)
     colour = ramp[low] + (ramp[low + 1] - ramp[low]) * (place - low)[..., None]
-    mixed = Image.fromarray((gray + (colour - gray) * np.sqrt(heat) * 0.9).clip(0, 255).astype(np.uint8))
-    _ring(mixed, point, "#ffffff")
+    mixed, factor = _large(Image.fromarray((gray + (colour - gray) * np.sqrt(heat) * 0.9).clip(0, 255).astype(np.uint8)))
+    _ring(mixed, (point[0] * factor, point[1] * factor), "#ffffff")
     path = found.shown.with_name(f"{name}_{point[0]:.0f}_{point[1]:.0f}.png")
     mixed.save(path, compress_level=1)
     return path
 
 
-def _ring(image: Any, point: tuple[float, float], colour: str, text: str = "") -> None:
-    from PIL import ImageDraw
+def _large(image: Any) -> tuple[Any, int]:
+    """The picture with every pixel a square of so many, large enough to draw marks into."""
+    factor = max(1, round(LARGE / max(image.size)))
+    return image.resize((image.width * factor, image.height * factor), 0), factor
 
-    r = max(3, max(image.size) // 70)
+
+def _ring(image: Any, point: tuple[float, float], colour: str, text: str = "") -> None:
+    from PIL import ImageDraw, ImageFont
+
+    r = 9
     draw, (x, y) = ImageDraw.Draw(image), point
-    draw.ellipse([x - r - 1, y - r - 1, x + r + 1, y + r + 1], outline="#000000", width=2)
-    draw.ellipse([x - r, y - r, x + r, y + r], outline=colour, width=2)
+    draw.ellipse([x - r - 2, y - r - 2, x + r + 2, y + r + 2], outline="#000000", width=2)
+    draw.ellipse([x - r, y - r, x + r, y + r], outline=colour, width=3)
     if text:
-        draw.text((x + r + 2, y - r), text, fill=colour, stroke_width=2, stroke_fill="#000000")
+        draw.text((x + r + 3, y - r - 2), text, fill="#ffffff", font=ImageFont.load_default(18), stroke_width=2,
+                  stroke_fill="#000000")
 
 
 def parts(found: Walk, count: int, seed: int = 0) -> list[tuple[Any, str]]:
@@ -154,17 +163,20 @@ def match(first: Walk, second: Walk, points: list[tuple[float, float]]) -> tuple
     from uplift_core.features import correspondences
 
     matches = correspondences(load_features(first.pixels), load_features(second.pixels), points)
-    with Image.open(first.shown) as a, Image.open(second.shown) as b:
-        gap = 8
-        sheet = Image.new("RGB", (a.width + gap + b.width, max(a.height, b.height)), "#808080")
-        sheet.paste(a, (0, 0))
-        sheet.paste(b, (a.width + gap, 0))
-        shift = a.width + gap
+    with Image.open(first.shown) as image:
+        a, by_a = _large(image)
+    with Image.open(second.shown) as image:
+        b, by_b = _large(image)
+    shift = a.width + 16
+    sheet = Image.new("RGB", (shift + b.width, max(a.height, b.height)), "#808080")
+    sheet.paste(a, (0, 0))
+    sheet.paste(b, (shift, 0))
     draw, rows = ImageDraw.Draw(sheet), []
     for i, (here, there) in enumerate(zip(points, matches.points)):
-        colour, moved = COLOURS[i % len(COLOURS)], (there[0] + shift, there[1])
-        draw.line([*here, *moved], fill=colour, width=2)
-        for point in (here, moved):
+        colour = COLOURS[i % len(COLOURS)]
+        ends = (here[0] * by_a, here[1] * by_a), (there[0] * by_b + shift, there[1] * by_b)
+        draw.line([*ends[0], *ends[1]], fill=colour, width=2)
+        for point in ends:
             _ring(sheet, point, colour, str(i + 1))
         rows.append([i + 1, f"{here[0]:.0f}, {here[1]:.0f}", f"{there[0]:.0f}, {there[1]:.0f}",
                      f"{float(matches.likeness[i]):.2f}", "yes" if bool(matches.mutual[i]) else "no"])

@@ -53,7 +53,8 @@ class Shelf:
         """auto, the published models for this work, the files in the model folders, what was added."""
         from uplift_core.registry import installed
 
-        files = [entry.name for entry in installed() if entry.known is None]
+        files = [entry.name for entry in installed()
+                 if entry.known is None and not is_backbone(entry.name)]
         return list(dict.fromkeys(["auto", *known, *files, *self.models]))
 
     def vae_names(self) -> list[str]:
@@ -204,6 +205,13 @@ class Shelf:
             target = folder / f"{path.stem}-{number}{path.suffix}"
         shutil.move(path, target)
         return target
+
+
+def is_backbone(name: str) -> bool:
+    """Whether a file is called like one of the backbones, which lie in the same folders."""
+    from uplift_core.backbones import BACKBONES
+
+    return any(name.startswith(timm_name.split(".")[0]) for timm_name in BACKBONES.values())
 
 
 def vae_is_here(name: str) -> bool:

@@ -54,11 +54,8 @@ def build(app: App, samples: list[str]) -> list[gr.Dropdown]:
             pair = gr.ImageSlider(label="Before and after", height=460, max_height=460, elem_id="pair",
                                   interactive=False, format="png")
             report = gr.Markdown(IDLE, elem_id="report")
-            with gr.Row():
-                compare = gr.Radio(COMPARE, value="lanczos", label="Before: the picture enlarged by", scale=1,
-                                   min_width=330, elem_id="compare")
-                zoom = gr.Radio(ZOOMS, value=1, label="Zoom", info="Click the picture to choose where.", scale=1,
-                                min_width=300, elem_id="zoom")
+            compare = gr.Radio(COMPARE, value="lanczos", label="Before: the picture enlarged by", elem_id="compare")
+            zoom = gr.Radio(ZOOMS, value=1, label="Zoom", info="Click the picture to choose where.", elem_id="zoom")
             download = gr.DownloadButton("Download PNG", elem_id="download", interactive=False)
     facts, done, centre = gr.JSON(visible=False), gr.State(), gr.State(CENTRE)
     options = [model, scale, seed, noise, color_fix, consistency, tile, vae]
