@@ -27,14 +27,17 @@ COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#c
 
 @dataclass
 class Walk:
-    """One picture's way from tokens to pixels. ``shown``: the picture at the size that was computed with."""
+    """One picture's way from tokens to pixels. ``shown``: the picture at the size that was computed with; ``large``:
+    the same ``factor`` times as large, to be clicked into."""
 
     shown: Path
+    large: Path
     tokens: Path
     pixels: Path
     backbone: str
     model: str
     side: int
+    factor: int = 1
     steps: list[Path] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -44,6 +47,8 @@ def walk(app: App, source: str | None, backbone: str, model: str, side: int, job
 
     steps: False leaves out the scales between and the pictures. Raises as the core does.
     """
+    from PIL import Image
+
     from uplift_core.dense import dense_features
     from uplift_core.errors import CheckpointError, InputError
     from uplift_core.features import pca_pictures
@@ -62,8 +67,11 @@ def walk(app: App, source: str | None, backbone: str, model: str, side: int, job
     height, width = (max(1, round(n * side / max(rgb.shape[1:]))) for n in rgb.shape[1:])
     small = antialias(rgb[None], (height, width))[0].clamp(0, 1)
     folder = app.storage.new("picture.png").parent
-    found = Walk(folder / "picture.png", folder / "tokens.npy", folder / "pixels.npy", backbone, model, int(side))
+    found = Walk(folder / "picture.png", folder / "large.png", folder / "tokens.npy", folder / "pixels.npy", backbone, model, int(side))
     write_picture(Picture(small), found.shown)
+    with Image.open(found.shown) as image:
+        large, found.factor = _large(image, Image.Resampling.BICUBIC)
+        large.save(found.large, compress_level=1)
     begun, maps, sizes = time.perf_counter(), [], []
     for scale in SCALES if steps else (1, "pixel"):
         job.say(f"Features, {'every pixel' if scale == 'pixel' else f'{scale}x the tokens'}")
@@ -117,17 +125,18 @@ def _overlay(found: Walk, likeness: Tensor, point: tuple[float, float], name: st
     place = heat[..., 0] * (len(ramp) - 1)
     low = place.astype(int).clip(0, len(ramp) - 2)
     colour = ramp[low] + (ramp[low + 1] - ramp[low]) * (place - low)[..., None]
-    mixed, factor = _large(Image.fromarray((gray + (colour - gray) * np.sqrt(heat) * 0.9).clip(0, 255).astype(np.uint8)))
-    _ring(mixed, (point[0] * factor, point[1] * factor), "#ffffff")
+    mixed = gray + (colour - gray) * np.sqrt(heat) * 0.9
+    drawn, factor = _large(Image.fromarray(mixed.clip(0, 255).astype(np.uint8)))
+    _ring(drawn, (point[0] * factor, point[1] * factor), "#ffffff")
     path = found.shown.with_name(f"{name}_{point[0]:.0f}_{point[1]:.0f}.png")
-    mixed.save(path, compress_level=1)
+    drawn.save(path, compress_level=1)
     return path
 
 
-def _large(image: Any) -> tuple[Any, int]:
-    """The picture with every pixel a square of so many, large enough to draw marks into."""
+def _large(image: Any, method: int = 0) -> tuple[Any, int]:
+    """The picture some whole times as large, enough to draw marks into; by squares unless told otherwise."""
     factor = max(1, round(LARGE / max(image.size)))
-    return image.resize((image.width * factor, image.height * factor), 0), factor
+    return image.resize((image.width * factor, image.height * factor), method), factor
 
 
 def _ring(image: Any, point: tuple[float, float], colour: str, text: str = "") -> None:

@@ -115,7 +115,7 @@ def build(app: App, samples: list[str]) -> tuple[gr.Dropdown, gr.Dropdown, Any, 
         sizes = " → ".join(f"{w}×{h}" for w, h in facts["sizes"])
         text = (f"**{sizes}**, {facts['channels']} channels, in **{facts['seconds']:.1f} s** with "
                 f"`{facts['backbone']}`. Peak memory {facts['peak_memory_mb']:,} MB. {HINT}")
-        picture = str(found.shown)
+        picture = str(found.large)
         return text, len(SCALES) - 1, picture, picture, None, None, None, None, None
 
     def missing(backbone: str) -> str:
@@ -125,8 +125,8 @@ def build(app: App, samples: list[str]) -> tuple[gr.Dropdown, gr.Dropdown, Any, 
         text = lacking(backbone)
         return f"⚠️ {text}" if text else ""
 
-    def clicked(event: gr.SelectData) -> tuple[float, float]:
-        return event.index[0], event.index[1]
+    def clicked(found: Walk, event: gr.SelectData) -> tuple[float, float]:
+        return (event.index[0] + 0.5) / found.factor, (event.index[1] + 0.5) / found.factor
 
     private: dict[str, Any] = {"api_visibility": "private"}
     run = go.click(features, [picture, backbone, model, side], [step_picture, facts, found], api_name="features",
@@ -136,7 +136,7 @@ def build(app: App, samples: list[str]) -> tuple[gr.Dropdown, gr.Dropdown, Any, 
     step.input(pick, [step, found], step_picture, queue=False, show_progress="hidden", **private)
     backbone.change(missing, backbone, said, queue=False, show_progress="hidden", **private)
     near = {"fn": likeness, "inputs": [x, y, found], "outputs": [by_tokens, by_pixels], **QUEUE}
-    runs = [run, shown.select(clicked, None, [x, y], queue=False, **private).success(**near, **private)]
+    runs = [run, shown.select(clicked, found, [x, y], queue=False, **private).success(**near, **private)]
     gr.Button(visible=False).click(**near, api_name="similarity", api_description="After /features: heat maps of what "
                                    "is like pixel x, y, by the backbone's features and by UPLiFT's.")
     runs.append(split.click(segment, [count, found], annotated, api_name="segments", show_progress_on=[annotated],
@@ -145,7 +145,7 @@ def build(app: App, samples: list[str]) -> tuple[gr.Dropdown, gr.Dropdown, Any, 
     blank = gr.Number(None, visible=False)
     matches = {"fn": correspond, "outputs": [matched, rows, second], "show_progress_on": [matched], **QUEUE}
     runs.append(pair.click(inputs=[other, blank, blank, found, second], **matches, **private))
-    runs.append(first_shown.select(clicked, None, [x, y], queue=False, **private
+    runs.append(first_shown.select(clicked, found, [x, y], queue=False, **private
                                    ).success(inputs=[other, x, y, found, second], **matches, **private))
     gr.Button(visible=False).click(inputs=[other, x, y, found, second], **matches, api_name="correspondences",
                                    api_description="After /features: where points of its picture are in a second one: "

@@ -14,8 +14,7 @@ from PIL import Image
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-         "--disable-component-update --disable-sync").split()
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 SIZES = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
@@ -104,7 +103,7 @@ def test_zoom_shows_what_was_clicked(demo, opened, tmp_path):
     upscale(page)
     first = page.locator("#pair img").first.get_attribute("src")
     box = page.locator("#picture img").bounding_box()
-    factor = min(box["width"] / 80, box["height"] / 60)
+    factor = min(box["width"] / 80, box["height"] / 60, 1)  # pictures are not shown larger than they are
     x = box["x"] + (box["width"] - 80 * factor) / 2 + 65 * factor
     y = box["y"] + (box["height"] - 60 * factor) / 2 + 45 * factor
     page.mouse.click(x, y)
@@ -117,6 +116,37 @@ def test_zoom_shows_what_was_clicked(demo, opened, tmp_path):
     assert pixels.shape[:2] == (30, 40)
     middle = pixels[10:20, 15:25].mean((0, 1))
     assert middle[0] > 150 and middle[1] < 80, middle
+
+
+def test_a_pixel_of_the_features_is_clicked(opened, dense_demo, tmp_path):
+    photo(70, 56).save(tmp_path / "photo.png")
+    page = opened(dense_demo)
+    tab(page, "Dense features")
+    give(page, tmp_path / "photo.png", "#f-picture")
+    page.click("#backbone input")
+    page.get_by_role("option", name="DINOv2 small, patch 14").click()
+    page.click("#f-go")
+    page.wait_for_selector("#f-report strong", timeout=120_000)
+    last = page.locator("#steps img").get_attribute("src")
+    page.locator("#step input[type=number]").fill("0")
+    page.locator("#step input[type=number]").press("Enter")
+    page.wait_for_function("last => document.querySelector('#steps img').src != last", arg=last)
+    shown = page.locator("#f-click img")
+    shown.scroll_into_view_if_needed()
+    box = shown.bounding_box()
+    shown.click(position={"x": box["width"] / 2, "y": box["height"] / 2})
+    page.wait_for_selector("#by-tokens img")
+    path = page.locator("#by-pixels img").get_attribute("src")
+    x, y = (int(n) for n in re.search(r"similar_pixels_(\d+)_(\d+)", path).groups())
+    assert abs(x - 112) <= 2 and abs(y - 90) <= 2  # the middle of 224 x 179
+    tab(page, "Segments")
+    page.click("#segment")
+    page.wait_for_selector("#segments img")
+    tab(page, "Correspondence")
+    give(page, tmp_path / "photo.png", "#f-other")
+    page.click("#match")
+    page.wait_for_selector("#matches img")
+    page.wait_for_selector("#match-rows >> text=yes")
 
 
 def test_comparisons_change_what_is_before(demo, opened, picture):

@@ -5,39 +5,28 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from demo_host import DemoHost, photo
+from demo_host import photo
 from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
-from rule_weights import published_shapes, rule_state
-from safetensors.torch import save_file
 
 import uplift_core as uplift
 from uplift_core.backbones import load_backbone
 from uplift_core.features import pca_pictures, similarity
 from uplift_core.resample import antialias
 
-timm = pytest.importorskip("timm", reason="timm is not installed")
+pytest.importorskip("timm", reason="timm is not installed")
 SIDE = 84
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A model folder with what DINOv2 features need."""
-    folder = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    vit = timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0)
-    save_file({k: v.contiguous() for k, v in vit.state_dict().items()},
-              folder / "vit_small_patch14_dinov2.lvd142m.safetensors")
-    save_file(rule_state(published_shapes("dinov2-s14")), folder / "uplift_dinov2-s14.safetensors")
-    return folder
+@pytest.fixture
+def models(dense_models):
+    return dense_models
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory, models):
-    demo = DemoHost(tmp_path_factory.mktemp("dense"), "--offline", environment={"UPLIFT_MODELS": str(models)})
-    yield demo
-    demo.close()
+@pytest.fixture
+def host(dense_demo):
+    return dense_demo
 
 
 @pytest.fixture
