@@ -67,7 +67,8 @@ def walk(app: App, source: str | None, backbone: str, model: str, side: int, job
     height, width = (max(1, round(n * side / max(rgb.shape[1:]))) for n in rgb.shape[1:])
     small = antialias(rgb[None], (height, width))[0].clamp(0, 1)
     folder = app.storage.new("picture.png").parent
-    found = Walk(folder / "picture.png", folder / "large.png", folder / "tokens.npy", folder / "pixels.npy", backbone, model, int(side))
+    files = (folder / name for name in ("picture.png", "large.png", "tokens.npy", "pixels.npy"))
+    found = Walk(*files, backbone, model, int(side))
     write_picture(Picture(small), found.shown)
     with Image.open(found.shown) as image:
         large, found.factor = _large(image, Image.Resampling.BICUBIC)

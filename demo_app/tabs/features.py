@@ -123,7 +123,7 @@ def build(app: App, samples: list[str]) -> tuple[gr.Dropdown, gr.Dropdown, Any, 
         from ..catalogue import missing as lacking
 
         text = lacking(backbone)
-        return f"⚠️ {text}" if text else ""
+        return f"⚠️ {text}." if text else ""
 
     def clicked(found: Walk, event: gr.SelectData) -> tuple[float, float]:
         return (event.index[0] + 0.5) / found.factor, (event.index[1] + 0.5) / found.factor
@@ -155,7 +155,8 @@ def build(app: App, samples: list[str]) -> tuple[gr.Dropdown, gr.Dropdown, Any, 
 
 
 def _image(label: str, name: str) -> gr.Image:
-    return gr.Image(label=label, height=300, interactive=False, elem_id=name, buttons=["fullscreen"], format="png")
+    return gr.Image(label=label, height=300, interactive=False, elem_id=name, buttons=["fullscreen"], format="png",
+                    min_width=240)
 
 
 def _first(found: Walk | None) -> Walk:

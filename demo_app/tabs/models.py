@@ -33,7 +33,7 @@ def build(app: App) -> tuple[Any, list[Any]]:
             add = gr.Button("Add", elem_id="add")
     said = gr.Markdown("", elem_id="models-said")
     listed = gr.Dataframe(headers=catalogue.COLUMNS, interactive=False, wrap=True, label="Known models and files",
-                          column_widths=catalogue.WIDTHS, elem_id="models")
+                          column_widths=catalogue.WIDTHS, max_height=1000, elem_id="models")
     everything = gr.JSON(visible=False)
 
     def models() -> list[dict[str, Any]]:

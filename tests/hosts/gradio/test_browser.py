@@ -14,7 +14,8 @@ from PIL import Image
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
 SIZES = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
@@ -146,7 +147,7 @@ def test_a_pixel_of_the_features_is_clicked(opened, dense_demo, tmp_path):
     give(page, tmp_path / "photo.png", "#f-other")
     page.click("#match")
     page.wait_for_selector("#matches img")
-    page.wait_for_selector("#match-rows >> text=yes")
+    page.wait_for_selector("#match-rows >> text=yes", state="attached")
 
 
 def test_comparisons_change_what_is_before(demo, opened, picture):
@@ -204,11 +205,14 @@ def test_a_closed_tab_frees_the_worker(demo, opened, tmp_path, picture):
     assert time.monotonic() - begun < 45  # the browser's heartbeat is looked for every 15 seconds
 
 
-def test_without_weights_the_tabs_say_what_to_do(demo, opened):
-    page = opened(demo)
-    tab(page, "Generate")
-    page.wait_for_selector("#generate-said >> text=--checkpoint")
-    tab(page, "Dense features")
-    page.wait_for_selector("#features-said >> text=Models tab")
-    tab(page, "Models")
-    page.wait_for_selector("#models >> text=uplift-mini")
+@pytest.mark.parametrize("size, theme", [("desktop", "dark"), ("phone", "light")])
+def test_without_weights_the_tabs_say_what_to_do(demo, opened, size, theme):
+    page = opened(demo, size, theme)
+    said = {"Generate": "#generate-said >> text=--checkpoint", "Dense features": "#features-said >> text=Models tab",
+            "Models": "#models >> text=uplift-mini"}
+    for name, words in said.items():
+        tab(page, name)
+        page.wait_for_selector(words, state="attached")
+        page.wait_for_timeout(500)
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= SIZES[size]["width"], f"{name} sticks out: {width}"
