@@ -21,8 +21,9 @@ SCALES = (1, 2, 4, 8, "pixel")
 MIN_SIDE, MAX_SIDE, MAX_SEGMENTS = 56, 672, 16
 LARGE = 640
 """About the longer side of what marks are drawn into."""
-COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999")
-"""Of Okabe and Ito, to be told apart by everybody."""
+COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999",
+           "#7a5200", "#14587d", "#00523b", "#8a811b", "#003a5e", "#7a3500", "#6e3a58", "#4d4d4d")
+"""Of Okabe and Ito, to be told apart by everybody, and the same darker."""
 
 
 @dataclass

@@ -116,7 +116,8 @@ def _load(kind: Any, named: str, path: Path, app: App, job: Job) -> Any:
         failed = CheckpointError if path.exists() else DownloadError
         raise failed(f"{named} cannot be loaded as Stable Diffusion 1.5: {type(error).__name__}: {reason}") from error
     loaded.set_progress_bar_config(disable=True)
-    return loaded.to(device, choose_dtype("auto", device))
+    dtype = choose_dtype("auto", device)
+    return loaded.to(device) if loaded.dtype == dtype else loaded.to(device, dtype)
 
 
 def _config_folder(checkpoint: Path, app: App, job: Job) -> Path:

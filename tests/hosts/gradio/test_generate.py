@@ -123,6 +123,27 @@ def test_files_that_are_no_checkpoints_are_refused(host, files, tmp_path):
             generate(host.client(), checkpoint=str(tmp_path / name))
 
 
+def test_the_built_in_configuration_is_stable_diffusion_1_5():
+    """The parameters of the three networks, as published."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from demo_app.diffusion import CONFIGS
+
+    with torch.device("meta"):
+        nets = {UNet2DConditionModel.from_config(CONFIGS["unet/config.json"]): 859_520_964,
+                AutoencoderKL.from_config(CONFIGS["vae/config.json"]): 83_653_863,
+                CLIPTextModel(CLIPTextConfig(**CONFIGS["text_encoder/config.json"])): 123_060_480}
+    for net, count in nets.items():
+        assert sum(p.numel() for p in net.parameters()) == count
+
+
+def test_a_checkpoint_without_a_tokenizer_says_where_to_put_one(host, tmp_path):
+    torch.save({"state_dict": {"x": torch.zeros(1)}}, tmp_path / "alone.ckpt")
+    with pytest.raises(AppError, match="(?s)vocab.json and merges.txt.*tokenizer"):
+        generate(host.client(), checkpoint=str(tmp_path / "alone.ckpt"))
+
+
 def test_cancel_stops_the_sampler(host):
     client, other = host.client(), host.client()
     job = client.submit("a dog", width=512, height=512, steps=100, api_name="/generate")
