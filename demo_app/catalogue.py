@@ -43,7 +43,7 @@ PACKS = {
 """Key -> title, UPLiFT model, what belongs to it: each makes something work that did not."""
 
 COLUMNS = ["name", "kind", "here", "size", "latent space", "licence", "source"]
-WIDTHS = ["18%", "15%", "7%", "9%", "14%", "15%", "22%"]
+WIDTHS: list[str | int] = ["18%", "15%", "7%", "9%", "14%", "15%", "22%"]
 
 
 def entries(shelf: Shelf) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ class Walk:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def walk(app: App, source: str | None, backbone: str, model: str, side: int, job: Job, *, steps: bool = True) -> Walk:
+def walk(app: App, source: str | None, backbone: str, model: str, side: float, job: Job, *, steps: bool = True) -> Walk:
     """Features at every scale, those of tokens and pixels kept in files, and PCA pictures of all in one palette.
 
     steps: False leaves out the scales between and the pictures. Raises as the core does.
@@ -68,12 +68,12 @@ def walk(app: App, source: str | None, backbone: str, model: str, side: int, job
     height, width = (max(1, round(n * side / max(rgb.shape[1:]))) for n in rgb.shape[1:])
     small = antialias(rgb[None], (height, width))[0].clamp(0, 1)
     folder = app.storage.new("picture.png").parent
-    files = (folder / name for name in ("picture.png", "large.png", "tokens.npy", "pixels.npy"))
-    found = Walk(*files, backbone, model, int(side))
+    shown, large, tokens, pixels = (folder / n for n in ("picture.png", "large.png", "tokens.npy", "pixels.npy"))
+    found = Walk(shown, large, tokens, pixels, backbone, model, int(side))
     write_picture(Picture(small), found.shown)
     with Image.open(found.shown) as image:
-        large, found.factor = _large(image, Image.Resampling.BICUBIC)
-        large.save(found.large, compress_level=1)
+        enlarged, found.factor = _large(image, Image.Resampling.BICUBIC)
+        enlarged.save(found.large, compress_level=1)
     begun, maps, sizes = time.perf_counter(), [], []
     for scale in SCALES if steps else (1, "pixel"):
         job.say(f"Features, {'every pixel' if scale == 'pixel' else f'{scale}x the tokens'}")
@@ -153,7 +153,7 @@ def _ring(image: Any, point: tuple[float, float], colour: str, text: str = "") -
                   stroke_fill="#000000")
 
 
-def parts(found: Walk, count: int, seed: int = 0) -> list[tuple[Any, str]]:
+def parts(found: Walk, count: float, seed: int = 0) -> list[tuple[Any, str]]:
     """k-means of the pixels' features as masks ``H W`` (0 or 1, NumPy) with their names, the largest first."""
     from uplift_core.dense import load_features
     from uplift_core.errors import InputError

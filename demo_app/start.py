@@ -82,7 +82,7 @@ def _no_stubs() -> Iterator[None]:
             raise OSError("no stub wanted")
         return getfile(thing)
 
-    inspect.getfile = quiet
+    inspect.getfile = quiet  # type: ignore[assignment]
     try:
         yield
     finally:

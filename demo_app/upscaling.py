@@ -31,7 +31,7 @@ class Options:
     model: str = "auto"
     vae: str = "auto"
     scale: float = 2
-    seed: int = 0
+    seed: float = 0
     noise_strength: float = 1.0
     color_fix: str = "mean"
     consistency: str = "auto"

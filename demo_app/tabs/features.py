@@ -68,7 +68,7 @@ def build(app: App, samples: list[str]) -> tuple[gr.Dropdown, gr.Dropdown, Any, 
                                 label="Matches", elem_id="match-rows")
 
     async def features(picture: str, backbone: str = FEATURE_MODELS[0], model: str = "auto", side: float = 224,
-                       request: gr.Request = None, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
+                       request: gr.Request | None = None, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         def work(job: Job) -> Any:
             walk = dense.walk(app, picture, backbone, model, side, job)
             return str(walk.steps[-1]), walk.facts, walk
@@ -94,10 +94,11 @@ def build(app: App, samples: list[str]) -> tuple[gr.Dropdown, gr.Dropdown, Any, 
         return await app.jobs.run(work, request, progress)
 
     async def correspond(second_picture: str, x: float | None, y: float | None, found: Walk | None,
-                         second: tuple[str, Walk] | None, request: gr.Request,
+                         second: tuple[Any, Walk] | None, request: gr.Request,
                          progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         def work(job: Job) -> Any:
-            first, known = _first(found), second
+            first = _first(found)
+            known = second
             wanted = (second_picture, first.backbone, first.model, first.side)
             if known is None or known[0] != wanted:
                 known = wanted, dense.walk(app, second_picture, first.backbone, first.model, first.side, job,

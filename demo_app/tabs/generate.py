@@ -54,7 +54,7 @@ def build(app: App) -> tuple[gr.Dropdown, Any, gr.Markdown]:
 
     async def generate(prompt: str, negative_prompt: str = "", scale: float = 2, steps: float = 25, width: float = 512,
                        height: float = 512, guidance: float = 7.5, seed: float = 0, model: str = "auto",
-                       checkpoint: str = "", request: gr.Request = None,
+                       checkpoint: str = "", request: gr.Request | None = None,
                        progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         def work(job: Job) -> Any:
             small, large, facts = diffusion.generate(app, checkpoint, prompt, negative_prompt, width, height, steps,

@@ -47,7 +47,7 @@ def build(app: App) -> tuple[Any, list[Any]]:
     async def download(pack: str, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         return await app.jobs.run(lambda job: catalogue.download(pack, app.settings.offline, job), request, progress)
 
-    async def add_model(file: str | None, path: str = "", request: gr.Request = None,
+    async def add_model(file: str | None, path: str = "", request: gr.Request | None = None,
                         progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         def work(job: Job) -> str:
             from uplift_core.errors import InputError

@@ -62,7 +62,7 @@ def build(app: App, samples: list[str]) -> list[gr.Dropdown]:
 
     async def upscale(picture: str, model: str = "auto", scale: float = 2, seed: float = 0, noise_strength: float = 1.0,
                       color_fix: str = "mean", consistency: str = "auto", tile: str = "auto", vae: str = "auto",
-                      request: gr.Request = None, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
+                      request: gr.Request | None = None, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         chosen = Options(model, vae, scale, seed, noise_strength, color_fix, consistency, tile)
 
         def work(job: Job) -> Any:
@@ -98,7 +98,7 @@ def build(app: App, samples: list[str]) -> list[gr.Dropdown]:
     dice.click(lambda: random.SystemRandom().randrange(2**32), None, seed, api_visibility="private", queue=False)
     view = {"fn": look, "inputs": [done, compare, zoom, centre], "outputs": pair, "api_visibility": "private",
             "show_progress_on": [pair], **QUEUE}
-    looks = [compare.input(**view), zoom.input(**view)]
+    looks: Any = [compare.input(**view), zoom.input(**view)]
     looks.append(picture.select(point, [zoom, picture], [centre, zoom], api_visibility="private", queue=False,
                                 ).success(**view))
     stop.click(None, cancels=looks, api_visibility="private")
@@ -122,7 +122,7 @@ def _batch(app: App, options: list[Any]) -> None:
 
     async def upscale_batch(pictures: list[str], model: str = "auto", scale: float = 2, seed: float = 0,
                             noise_strength: float = 1.0, color_fix: str = "mean", consistency: str = "auto",
-                            tile: str = "auto", vae: str = "auto", request: gr.Request = None,
+                            tile: str = "auto", vae: str = "auto", request: gr.Request | None = None,
                             progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         chosen = Options(model, vae, scale, seed, noise_strength, color_fix, consistency, tile)
 
