@@ -86,9 +86,9 @@ def walk(app: App, source: str | None, backbone: str, model: str, side: float, j
                    "peak_memory_mb": round(peak_memory(network.device) / 2**20)}
     if steps:
         job.say("Pictures of the features")
-        for number, shown in enumerate(pca_pictures(maps)):
+        for number, colours in enumerate(pca_pictures(maps)):
             path = folder / f"step_{number}.png"
-            write_picture(Picture(_grown(shown, maps[number], (height, width))), path)
+            write_picture(Picture(_grown(colours, maps[number], (height, width))), path)
             found.steps.append(path)
     return found
 
