@@ -181,8 +181,9 @@ def generate(app: App, source: str, prompt: str, negative: str, width: float, he
         raise InputError(f"{name} enlarges {net.config.channels}-channel latents of {net.config.patch}x"
                          f"{net.config.patch} pixels and this checkpoint makes {codec.channels}-channel latents of "
                          f"{codec.patch}x{codec.patch} pixels")
-    unit = codec.patch * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
-    width, height = (max(unit, int(n) // unit * unit) for n in (width, height))
+    if width % codec.patch or height % codec.patch:
+        raise InputError(f"{width:g}x{height:g} pixels: width and height have to be multiples of {codec.patch}")
+    width, height = int(width), int(height)
     count, seconds = int(steps), dict[str, float]()
 
     def step(_: Any, i: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
