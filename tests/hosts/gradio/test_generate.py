@@ -104,8 +104,8 @@ def test_the_seed_decides(host):
 
 
 @pytest.mark.parametrize("options, word", [({"prompt": "  "}, "prompt"), ({"steps": 100000}, "aximum|steps"),
-                                           ({"width": 10**6}, "aximum|width"), ({"scale": 3}, "2, 4"), ({"width": 100}, "multiples of 8"),
-
+                                           ({"width": 10**6}, "aximum|width"), ({"scale": 3}, "2, 4"),
+                                           ({"width": 100}, "multiples of 8"),
                                            ({"model": "uplift-mini"}, "tiny"), ({"model": "nobody"}, "no model"),
                                            ({"checkpoint": "/no/such.safetensors"}, "does not exist")])
 def test_bad_requests_are_refused_in_words(host, options, word):
