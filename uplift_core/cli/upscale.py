@@ -15,13 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from ..errors import InputError, UpliftError
-from ..imageio import MAX_PIXELS, WRITABLE, Picture, check_output, find_pictures, output_format, read_picture
+from ..imageio import MAX_PIXELS, WRITABLE, check_output, find_pictures, output_format, read_picture
 from ..imageio import write_picture as write
 from ..loading import load
 from ..measure import peak_memory
 from ..memory import parse_bytes
+from ..pictures import upscale_picture
 from ..registry import default_model
-from ..upscaling import check_options, parse_tile, upscale_image
+from ..upscaling import check_options, parse_tile
 from ..vae import load_vae
 from ..vae.loading import BUNDLED_VAE
 from ..version import __version__
@@ -138,14 +139,9 @@ def _one(source: Path, target: Path, net: Any, codec: Any, options: dict[str, An
         check_output(target, size[1], size[0], overwrite=overwrite)
         for note in picture.notes:
             bar.console.print(f"[yellow]{escape(source.name)}[/]: {escape(note)}")
-        rgb = upscale_image(net, codec, picture.rgb, **options,
-                            progress=lambda done, total: bar.update(tiles, completed=round(done, 1), total=total))
-        alpha = None
-        if picture.alpha is not None:
-            alpha = torch.nn.functional.interpolate(picture.alpha[None], size=tuple(size), mode="bicubic",
-                                                    antialias=True)[0].clamp(0, 1)
-        write(Picture(rgb, alpha, picture.icc, picture.exif, picture.bits, picture.gray), target, settings=settings,
-              quality=quality, overwrite=overwrite)
+        result = upscale_picture(net, codec, picture, **options,
+                                 progress=lambda done, total: bar.update(tiles, completed=round(done, 1), total=total))
+        write(result, target, settings=settings, quality=quality, overwrite=overwrite)
         row.size = f"{picture.rgb.shape[2]}x{picture.rgb.shape[1]} -> {size[1]}x{size[0]}"
     except UpliftError as error:
         row.error = str(error)

@@ -1,0 +1,1 @@
+"""One file a tab: components, and the events between them."""
