@@ -30,8 +30,9 @@ def dense_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with what DINOv2 features need: an untrained backbone and an untrained UPLiFT."""
     timm = pytest.importorskip("timm", reason="timm is not installed")
     import torch
-    from rule_weights import published_shapes, rule_state
     from safetensors.torch import save_file
+
+    from rule_weights import published_shapes, rule_state
 
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)

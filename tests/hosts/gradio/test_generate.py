@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from demo_host import DemoHost, photo
-from golden_cases import ruled
 from gradio_client.exceptions import AppError
 from PIL import Image
-from rule_weights import golden_config
 
 import uplift_core as uplift
+from golden_cases import ruled
+from rule_weights import golden_config
 from uplift_core.checkpoints import save
 from uplift_core.imageio import read_settings
 

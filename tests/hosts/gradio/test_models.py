@@ -10,11 +10,11 @@ import torch
 from demo_host import DemoHost, photo
 from gradio_client import handle_file
 from gradio_client.exceptions import AppError
-from hub_standin import HubStandIn
 from PIL import Image
-from rule_weights import published_shapes, rule_state
 from safetensors.torch import save, save_file
 
+from hub_standin import HubStandIn
+from rule_weights import published_shapes, rule_state
 from uplift_core import checkpoints, load
 from uplift_core.assets import asset
 from uplift_core.registry import KNOWN
