@@ -15,6 +15,7 @@ from torch import Tensor
 from uplift_core.errors import Cancelled
 
 from . import guards, pictures, say
+from . import job as jobs
 from .enlarge import enlarge
 from .job import Job
 from .pictures import PATCH
@@ -46,6 +47,8 @@ def hook(p: Any, job: Job) -> None:
     original = p.sample_hr_pass
 
     def sample_hr_pass(samples: Any, decoded_samples: Any = None, *rest: Any, **named: Any) -> Any:
+        if jobs.of(p) is not job:  # left behind inside another extension's wrapper
+            return original(samples, decoded_samples, *rest, **named)
         return _Pass(p, job, original, samples, decoded_samples, rest, named).run()
 
     sample_hr_pass.is_uplift = True  # type: ignore[attr-defined]
@@ -131,14 +134,15 @@ class _Pass:
     def _guide(self) -> Tensor:
         """The picture of the first pass, ``b 3 H W`` in [0, 1]."""
         given = getattr(self.p, "firstpass_image", None)
-        if given is not None:
+        if given is not None and self.first is None:
             guide = pictures.from_image(given)
-            self.first = self.host.decoded_samples(guide * 2 - 1)
-        else:
-            if self.first is None:
-                self.first = pictures.decode(self.host, self.p, self.samples)
-            guide = pictures.to_unit(torch.stack(list(self.first)))
-        return pictures.check_guide(guide, self.samples)
+            if guide.shape[2:] == tuple(n * PATCH for n in self.samples.shape[2:]):
+                # The host rounds down when it makes bytes: a little more, so that these come out as they were.
+                self.first = self.host.decoded_samples((guide + 0.25 / 255) * 2 - 1)
+                return guide
+        if self.first is None:
+            self.first = pictures.decode(self.host, self.p, self.samples)
+        return pictures.check_guide(pictures.to_unit(torch.stack(list(self.first))), self.samples)
 
     def _seeds(self) -> Sequence[int]:
         seeds = self.rest[0] if self.rest else self.named.get("seeds")

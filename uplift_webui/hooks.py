@@ -45,8 +45,12 @@ def process(host: Host, p: Any, args: tuple[Any, ...]) -> None:
 @_safe
 def process_batch(p: Any) -> None:
     job = jobs.of(p)
-    if job is not None:
-        hires.before_sampling(p, job)
+    if job is None:
+        return
+    if not job.reason:  # what went wrong in one batch need not in the next
+        infotext.clear(p)
+        infotext.write(p, job)
+    hires.before_sampling(p, job)
 
 
 @_safe
