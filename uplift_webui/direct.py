@@ -8,7 +8,7 @@ import torch
 
 from uplift_core.errors import Cancelled
 
-from . import guards, pictures, say
+from . import guards, infotext, pictures, say
 from .enlarge import enlarge
 from .job import Direct, Job
 from .options import noise_or
@@ -28,7 +28,10 @@ def asked(args: tuple[Any, ...]) -> Direct | None:
 
 def run(p: Any, job: Job, ps: Any) -> None:
     """The ``post_sample`` hook: replace ``ps.samples`` by larger ones, or leave them exactly as they are."""
-    if job.direct is None or job.reason or job.host.should_stop():
+    if job.direct is None or job.reason:
+        return
+    if job.host.should_stop():
+        infotext.clear(p)
         return
     samples = ps.samples
     try:
@@ -46,6 +49,7 @@ def run(p: Any, job: Job, ps: Any) -> None:
         job.reference = guide
     except Cancelled:
         ps.samples = samples
+        infotext.clear(p)
     except Exception as error:  # whatever it is, the user keeps the picture
         ps.samples, job.reference = samples, None
         say.failed(p, job, error)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from uplift_core.errors import Cancelled
 
-from . import guards, pictures, say
+from . import guards, infotext, pictures, say
 from . import job as jobs
 from .enlarge import enlarge
 from .job import Job
@@ -92,7 +92,7 @@ class _Pass:
         if self.handed is not None:
             self.first = host.decoded_samples(host.handed_picture(self.handed))
         if host.should_stop():
-            return self._kept()
+            return self._stopped()
         second_pass = bool(p.denoising_strength)
         if not second_pass:
             # The host would have counted its second pass; UPLiFT takes its place on the progress bar.
@@ -103,7 +103,7 @@ class _Pass:
             if not second_pass:
                 return self._finished(larger)
         except Cancelled:
-            return self._kept()
+            return self._stopped()
         except Exception as error:  # whatever it is, the user keeps the first pass
             say.failed(p, self.job, error)
             larger = None
@@ -116,6 +116,10 @@ class _Pass:
     def _kept(self) -> Any:
         """The first pass as it is."""
         return self.samples if self.first is None else self.first
+
+    def _stopped(self) -> Any:
+        infotext.clear(self.p)
+        return self._kept()
 
     def _enlarged(self) -> Tensor | None:
         reason = self.job.reason or guards.not_latents(self.samples) or self._wrong_model()

@@ -98,6 +98,7 @@ def test_interrupted_before(host: Standin, button: str, denoise: float) -> None:
         result = host.run(p, *args)
         assert result.pictures[0].size == (64, 64) and not p.second_pass_from and not host.errors
         assert not result.comments  # the user knows
+        assert not [key for key in result.texts[0] if key.startswith("UPLiFT")]
 
 
 @pytest.mark.parametrize("denoise", [0.0, 0.4])
@@ -114,6 +115,7 @@ def test_interrupted_in_the_middle(host: Standin, monkeypatch: pytest.MonkeyPatc
         assert result.state.interrupted and result.state.textinfo is None
         assert result.pictures[0].size == (64, 64) and not p.second_pass_from and not host.errors
         assert np.array_equal(np.asarray(result.pictures[0]), first_picture(host, p.first_samples[0].clone())[0])
+        assert not [key for key in result.texts[0] if key.startswith("UPLiFT")]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), MemoryError(), KeyError("x"), AssertionError("\nlines\n")])
