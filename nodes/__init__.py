@@ -17,6 +17,7 @@ MODULES = {
     "image_upscale": "UPLiFTImageUpscale",
     "color_match": "UPLiFTColorMatch",
     "tiny_vae": "UPLiFTTinyVAE",
+    "sample_photo": "UPLiFTSamplePhoto",
 }
 """Module and node, in the order of the menu."""
 

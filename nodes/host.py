@@ -77,8 +77,8 @@ def room_for(size: int, what: str) -> None:
     an exception: the system would kill the server."""
     free = free_memory(torch.device("cpu"))
     if size > free:
-        raise InputError(f"{what} would take {size / 2**30:.1f} GB of main memory and {max(free, 0) / 2**30:.1f} GB are "
-                         "free; choose a smaller scale, fewer pictures at a time or a smaller picture")
+        raise InputError(f"{what} would take {size / 2**30:.1f} GB of main memory and {max(free, 0) / 2**30:.1f} GB "
+                         "are free; choose a smaller scale, fewer pictures at a time or a smaller picture")
 
 
 def choice(name: str, value: Any, options: list[str]) -> str:

@@ -8,10 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from rule_weights import rule_state
 from safetensors import safe_open
 from torch import Tensor
 
+from rule_weights import rule_state
 from uplift_core import ModelConfig, UPLiFT
 
 FOLDER = Path(__file__).parent / "golden"

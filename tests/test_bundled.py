@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_cases import golden
 from PIL import Image
 from safetensors import safe_open
 
+from golden_cases import golden
 from uplift_core import load, load_vae, upscale_image
 from uplift_core.assets import asset
 from uplift_core.checkpoints import save

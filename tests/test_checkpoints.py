@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from rule_weights import golden_config, model_shapes, published_shapes, rule_state
 from safetensors.torch import save_file
 
+from rule_weights import golden_config, model_shapes, published_shapes, rule_state
 from uplift_core import checkpoints
 from uplift_core.checkpoints import build, config_and_source, config_for, read_weights, save, strip_prefixes
 from uplift_core.config import PRESETS, ModelConfig

@@ -9,10 +9,10 @@ import time
 
 import pytest
 import torch
-from golden_cases import golden
 from PIL import Image
 from skimage import data
 
+from golden_cases import golden
 from uplift_core import load, load_vae, upscale_image
 from uplift_core.checkpoints import save
 from uplift_core.imageio import read_picture, read_settings

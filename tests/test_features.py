@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_cases import difference, golden, ruled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 
+from golden_cases import difference, golden, ruled
 from uplift_core import PRESETS, DenseFeatures, dense_features, load_features
 from uplift_core.errors import Cancelled, DownloadError, InputError, UpliftError
 from uplift_core.features import (

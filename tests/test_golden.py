@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from golden_cases import CASES, TOLERANCE, difference, golden
 
+from golden_cases import CASES, TOLERANCE, difference, golden
 from uplift_core import PRESETS, UPLiFT
 from uplift_core.windowed import fast_forms
 

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from golden_cases import CASES, TOLERANCE, difference, golden, ruled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from golden_cases import CASES, TOLERANCE, difference, golden, ruled
 from uplift_core import PRESETS, ModelConfig, UPLiFT
 from uplift_core.config import DownConfig, GroupConfig, RefinerConfig, UpConfig
 from uplift_core.errors import ConfigError, InputError

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from golden_cases import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from golden_cases import golden
 from uplift_core.errors import InputError
 from uplift_core.noise import SeededNoise, as_noise, field_window
 from uplift_core.resample import Span

