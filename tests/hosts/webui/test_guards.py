@@ -106,7 +106,7 @@ def test_interrupted_in_the_middle(host: Standin, monkeypatch: pytest.MonkeyPatc
     class Pressed(type(host.shared.state)):  # type: ignore[misc]
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, value)
-            if name == "textinfo" and value and "20 %" < str(value).split(": ")[-1]:
+            if name == "textinfo" and value and str(value).split(": ")[-1] > "20 %":
                 self.interrupted = True
 
     monkeypatch.setattr("hosts.webui.standin.State", Pressed)
