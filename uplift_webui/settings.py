@@ -41,8 +41,8 @@ def register(host: Host) -> None:
 
 
 def add_button(host: Host, component: Any, elem_id: str | None) -> None:
-    """Put the button below the model's drop-down as the page is being built; ``on_after_component``."""
-    if elem_id != f"setting_{options.MODEL}":
+    """Put the button below the folder of models as the page is being built; ``on_after_component``."""
+    if elem_id != f"setting_{options.MODELS_PATH}":
         return
     button = gr.Button(f"Download {models.PUBLISHED.name}", elem_id="uplift_download")
     said = gr.HTML(value="", elem_id="uplift_download_said")

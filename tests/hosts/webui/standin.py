@@ -7,7 +7,6 @@ it are exact. Hooks that raise are noted in ``errors`` and otherwise swallowed, 
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import inspect
 import sys
@@ -314,8 +313,8 @@ class Standin:
         state = self.shared.state = State()
         pictures: list[Image.Image] = []
         texts: list[dict[str, Any]] = []
-        p.all_prompts, p.all_seeds = [""] * p.batch_size * p.n_iter, [p.seed + i for i in range(p.batch_size * p.n_iter)]
-        p.all_subseeds = p.all_seeds
+        p.all_prompts = [""] * p.batch_size * p.n_iter
+        p.all_seeds = p.all_subseeds = [p.seed + i for i in range(p.batch_size * p.n_iter)]
         self._hook("process", p, *args)
         mode = torch.inference_mode() if self.flavour.inference else torch.no_grad()
         with mode:
@@ -326,8 +325,7 @@ class Standin:
                 p.seeds = p.all_seeds[n * p.batch_size:(n + 1) * p.batch_size]
                 p.prompts = [""] * p.batch_size
                 self._hook("process_batch", p, *args, batch_number=n, prompts=p.prompts, seeds=p.seeds)
-                cast = torch.autocast("cpu", dtype=torch.bfloat16) if self.flavour.autocast else contextlib.nullcontext()
-                with cast:
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.flavour.autocast):
                     samples = p.sample(p.seeds)
                 ps = PostSampleArgs(samples)
                 self._hook("post_sample", p, ps, *args)

@@ -119,7 +119,7 @@ def button(host: Standin) -> Any:
     """The download button, found as the settings page is built."""
     made = sys.modules["gradio"].made  # type: ignore[attr-defined]
     made.clear()
-    for name in ("setting_uplift_model", "setting_other"):
+    for name in ("setting_uplift_models_path", "setting_uplift_model"):
         host.call("on_after_component", object(), elem_id=name)
     assert [type(component).__name__ for component in made] == ["Button", "HTML"]
     return made[0].clicks[0]
@@ -131,7 +131,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, small_model: Path) -> Iterator[None]:
     constants = pytest.importorskip("huggingface_hub.constants")
     with HubStandIn.serving({f"UPLiFT-upsampler/uplift_sd1.5vae/{small_model.name}": small_model.read_bytes()}) as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+                            hub.url + "/{repo_id}/resolve/{revision}/{filename}")
         yield
 
 
