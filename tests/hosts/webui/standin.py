@@ -141,7 +141,8 @@ class P:
             self.truncate_x, self.truncate_y = (x - self.hr_resize_x) // 8, (y - self.hr_resize_y) // 8
             self.hr_upscale_to_x, self.hr_upscale_to_y = x, y
         else:
-            self.hr_upscale_to_x, self.hr_upscale_to_y = int(self.width * self.hr_scale), int(self.height * self.hr_scale)
+            self.hr_upscale_to_x = int(self.width * self.hr_scale)
+            self.hr_upscale_to_y = int(self.height * self.hr_scale)
         self.host.shared.state.job_count *= 2
 
     def sample(self, seeds: list[int]) -> Any:
