@@ -69,14 +69,14 @@ def download(host: Host, name: str = PUBLISHED.name) -> Path:
     """Bring a published model into the first folder, with a line of progress. Raises DownloadError, Cancelled."""
     known = registry.lookup(name) or PUBLISHED
     folder = folders(host)[0]
-    log.warning("UPLiFT: downloading %s (%d MB) into %s", known.filename, known.size_bytes >> 20, folder)
+    log.warning("UPLiFT: downloading %s (%d MB) into %s", known.filename, known.size_bytes // 10**6, folder)
     before = host.state.textinfo
 
     def tell(done: int, total: int) -> None:
         if host.should_stop():
             raise Cancelled("the download was stopped on request")
-        host.state.textinfo = (f"UPLiFT: downloading {known.filename}, {done >> 20} of "
-                               f"{(total or known.size_bytes) >> 20} MB")
+        host.state.textinfo = (f"UPLiFT: downloading {known.filename}, {done // 10**6} of "
+                               f"{(total or known.size_bytes) // 10**6} MB")
 
     try:
         return registry.download(known.name, folder=folder, progress=tell)

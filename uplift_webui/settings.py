@@ -28,7 +28,7 @@ def register(host: Host) -> None:
 
     folder = host.models_folder() / models.FOLDER
     add(options.MODEL, f"Model (files in {folder}; {models.PUBLISHED.name} is downloaded on first use, "
-                       f"{models.PUBLISHED.size_bytes >> 20} MB)", gr.Dropdown,
+                       f"{models.PUBLISHED.size_bytes // 10**6} MB)", gr.Dropdown,
         lambda: {"choices": models.names(host)}, refresh=lambda: None)
     add(options.MODELS_PATH, "Another folder with models, searched first; downloads go there", gr.Textbox, {})
     add(options.PRECISION, "Precision", gr.Radio, {"choices": options.PRECISIONS})
