@@ -1,6 +1,13 @@
-"""Where to compute and in which number format, when the user does not say."""
+"""Where to compute and in which number format, when the user does not say.
+
+Untested: what is particular to CUDA, XPU and MPS, here and in memory.py, measure.py and windowed.py, was written from
+torch's documentation and has not been run on such a device yet. The CPU's path is the tested one.
+"""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -69,6 +76,14 @@ def choose_dtype(name: str | torch.dtype = "auto", device: str | torch.device = 
     if dtype == torch.float64 and device.type == "mps":
         raise InputError("MPS devices have no fp64; choose dtype=fp32")
     return dtype
+
+
+def no_autocast(kind: str) -> AbstractContextManager[Any]:
+    """No mixed precision inside, on devices of this kind; where torch knows none for them, there is nothing to do."""
+    try:
+        return torch.autocast(kind, enabled=False)
+    except RuntimeError:
+        return nullcontext()
 
 
 def _has_bf16(device: torch.device) -> bool:

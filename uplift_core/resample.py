@@ -113,6 +113,11 @@ def antialias(x: Tensor, size: tuple[int, int]) -> Tensor:
         return x
     if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):  # torch has no such kernel
         return antialias(x.float(), size).to(x.dtype)
+    if x.device.type in ("mps", "xpu"):  # some versions of torch have no such kernel there
+        try:
+            return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
+        except NotImplementedError:
+            return antialias(x.cpu().float(), size).to(x)
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..devices import no_autocast
 from ..measure import peak_memory
 from .trainer import Trainer
 
@@ -43,7 +44,7 @@ def make_plan(trainer: Trainer) -> Plan:
         begun = time.perf_counter()
         keys = [f"dry run {i}" for i in range(len(images))]
         inputs = task.inputs(images, keys, step, device, cached=False)
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with torch.autocast(device.type, dtype) if dtype is not None else no_autocast(device.type):
             loss = objective(*inputs)
         loss.backward()
         optimizer.step()

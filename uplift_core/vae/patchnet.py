@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..devices import no_autocast
 from ..errors import ConfigError, InputError
 
 
@@ -99,7 +100,7 @@ class PatchNet(nn.Module):
         x = self.blocks(torch.relu(self.head(x)))
         x = F.pixel_shuffle(self.spread(torch.relu(x)), self.config.patch // 2)
         residual = F.pixel_shuffle(self.tail(self.details(x)), 2) * self.get_buffer("residual_std")
-        with torch.autocast(latent.device.type, enabled=False):  # mixed precision is for the residual only
+        with no_autocast(latent.device.type):  # mixed precision is for the residual only
             return self.synthesis(latent) + residual.to(latent.dtype)
 
     def forward(self, image: Tensor) -> Tensor:
