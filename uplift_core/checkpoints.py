@@ -162,7 +162,8 @@ def config_and_source(weights: Weights) -> tuple[ModelConfig, str]:
             return config, "metadata"
         config = ModelConfig.from_state_dict(weights.state)
     except (ConfigError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as bad:
-        raise CheckpointError(f"{weights.path} does not fit: {bad}") from None
+        raise CheckpointError(f"{weights.path} does not fit: {bad}. Save it again in full, or choose a file made for "
+                              "UPLiFT") from None
     patch, space = weights.metadata.get("patch", ""), weights.metadata.get("latent_space", "")
     if config == PRESETS["dinov3-splus16"]:
         hints = (space == "dinov2-s14", patch == "14") if space or patch else ("dinov2" in weights.path.name.lower(),)
