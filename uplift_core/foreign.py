@@ -80,7 +80,7 @@ def not_uplift(path: Path, keys: Iterable[str]) -> CheckpointError:
     """The error for readable weights that belong to something else."""
     names = list(keys)
     family = looks_like(names)
-    first = f"the first of its {len(names)} entries is '{names[0]}'" if names else "it has no entries"
+    first = f"its first entry, of {len(names)}, is '{names[0]}'" if names else "it has no entries"
     what = f"looks like {family}" if family else "holds the weights of another model"
     return CheckpointError(f"{path} is not an UPLiFT: it {what} ({first}). "
                            "Choose a file made for UPLiFT, such as uplift_sd1.5vae.safetensors")
