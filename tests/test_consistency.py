@@ -98,3 +98,10 @@ def test_what_does_not_fit_is_refused():
         back_project(torch.rand(3, 8, 8), torch.rand(3, 4, 4))
     with pytest.raises(InputError, match="4x9.*larger.*8x8"):
         back_project(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 9, 4))
+
+
+def test_a_column_of_pixels_keeps_its_rows():
+    low = torch.linspace(0, 1, 50).view(1, 1, 50, 1).expand(1, 3, -1, -1)
+    y = F.interpolate(low, size=(100, 2), mode="bicubic").clamp(0, 1)
+    assert (back_project(y, low) - y).abs().max() < 0.02
+    assert (back_project(torch.full_like(y, 0.5), low) - y).abs().mean() < 0.02
