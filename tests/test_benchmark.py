@@ -33,8 +33,8 @@ def bench(model, *words):
 
 def test_forms_sizes_and_another_program(model, tmp_path):
     (tmp_path / "other.py").write_text(OTHER)
-    done = bench(model, "--sizes", "64,96", "--scale", 4, "--forms", "plain,fast", "--rounds", 2, "-o", tmp_path / "out",
-                 "--against", f"other={sys.executable} {tmp_path / 'other.py'} {{image}} {{steps}}")
+    done = bench(model, "--sizes", "64,96", "--scale", 4, "--forms", "plain,fast", "--rounds", 2, "-o",
+                 tmp_path / "out", "--against", f"other={sys.executable} {tmp_path / 'other.py'} {{image}} {{steps}}")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "bench.json").read_text())
     rows = {(row["form"], row["image"]): row for row in report["rows"]}

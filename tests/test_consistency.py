@@ -48,7 +48,7 @@ def test_an_enlarged_photo_gets_better(photo, factor):
 
 
 def test_shrinking_looks_at_every_pixel(photo):
-    """Fine stripes that a mean of pixels cannot see are left alone; picking single pixels would take them for errors."""
+    """Fine stripes that a mean of pixels cannot see are left alone; picking single pixels would change them."""
     low = antialias(photo, (60, 60))
     stripes = 0.2 * (-1.0) ** torch.arange(240)
     flat = 0.25 + 0.5 * F.interpolate(low, size=(240, 240), mode="bicubic").clamp(0, 1)
