@@ -4,7 +4,7 @@ there; without a network it says what is missing and goes on."""
 import importlib.util
 import sys
 
-NEEDED = {"einops": "einops", "safetensors": "safetensors", "huggingface_hub": "huggingface_hub", "PIL": "pillow"}
+NEEDED = {"safetensors": "safetensors", "huggingface_hub": "huggingface_hub", "PIL": "pillow"}
 
 missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
 if missing:

@@ -530,3 +530,22 @@ def test_load_casts(tmp_path, state, config):
     path = save(state, tmp_path / "w.safetensors", config=config)
     assert {p.dtype for p in load(path, device="cpu").parameters()} == {torch.float32}
     assert {p.dtype for p in load(str(path), device="cpu", dtype="bf16").parameters()} == {torch.bfloat16}
+
+
+def test_a_page_of_misfits_is_cut_to_its_first_lines(tmp_path):
+    """A host's own layers may refuse every entry, and torch then lists them all."""
+    from types import SimpleNamespace
+
+    from torch import nn
+
+    class Refusing(nn.Conv2d):
+        def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
+            errors.append(f"{prefix}weight is not for this layer")
+
+    path = save(rule_state(model_shapes(golden_config("small-vae_attender9"))), tmp_path / "m.safetensors",
+                config=golden_config("small-vae_attender9"))
+    operations = SimpleNamespace(Conv2d=Refusing, ConvTranspose2d=nn.ConvTranspose2d, LayerNorm=nn.LayerNorm)
+    with pytest.raises(CheckpointError, match="more lines") as refused:
+        build(read_weights(path), operations=operations)
+    text = str(refused.value)
+    assert str(path) in text and "is not for this layer" in text and len(text) < 600 and "\n" not in text

@@ -105,14 +105,18 @@ def test_interrupted_leaves_finished_files_whole(home, photos, tmp_path):
     out = tmp_path / "out"
     going = command(home, photos / "_first.png", photos / "z.png", "-o", out, run=subprocess.Popen,
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    for _ in range(600):
-        if (out / "_first.png").exists():
-            break
+    deadline = time.monotonic() + 240  # on busy cores the program may take long to begin, and to look up
+    while not (out / "_first.png").exists() and going.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(0.5)
+    assert going.poll() is None, going.communicate()  # at work on the large picture, which takes minutes
+    assert (out / "_first.png").exists()
     going.send_signal(signal.SIGINT)
-    going.communicate(timeout=60)
-    assert going.returncode == 130
+    try:
+        said = going.communicate(timeout=240)
+    finally:
+        going.kill()
+    assert going.returncode == 130, said
     Image.open(out / "_first.png").load()
     assert [p.name for p in out.iterdir()] == ["_first.png"]
     assert json.dumps(read_settings(out / "_first.png"))

@@ -47,6 +47,16 @@ def test_an_enlarged_photo_gets_better(photo, factor):
     assert psnr(back_project(y, low), photo) > psnr(y, photo) + 0.3
 
 
+def test_shrinking_looks_at_every_pixel(photo):
+    """Fine stripes that a mean of pixels cannot see are left alone; picking single pixels would change them."""
+    low = antialias(photo, (60, 60))
+    stripes = 0.2 * (-1.0) ** torch.arange(240)
+    flat = 0.25 + 0.5 * F.interpolate(low, size=(240, 240), mode="bicubic").clamp(0, 1)
+    target = antialias(flat, (60, 60))
+    change = back_project(flat + stripes, target, 1) - (flat + stripes)
+    assert change[..., 8:-8, 8:-8].abs().max() < 0.01
+
+
 def test_a_consistent_picture_is_a_fixed_point(photo):
     low = antialias(photo, (80, 80))
     assert (back_project(photo, low, 10) - photo).abs().max() < 1e-5
@@ -88,3 +98,10 @@ def test_what_does_not_fit_is_refused():
         back_project(torch.rand(3, 8, 8), torch.rand(3, 4, 4))
     with pytest.raises(InputError, match="4x9.*larger.*8x8"):
         back_project(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 9, 4))
+
+
+def test_a_column_of_pixels_keeps_its_rows():
+    low = torch.linspace(0, 1, 50).view(1, 1, 50, 1).expand(1, 3, -1, -1)
+    y = F.interpolate(low, size=(100, 2), mode="bicubic").clamp(0, 1)
+    assert (back_project(y, low) - y).abs().max() < 0.02
+    assert (back_project(torch.full_like(y, 0.5), low) - y).abs().mean() < 0.02

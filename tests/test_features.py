@@ -335,3 +335,24 @@ def test_bands_do_not_change_the_results(monkeypatch):
     assert correspondences(found, found, points).points == there == [(11, 13), (93, 95)]
     for a, b in zip(whole, again):
         assert torch.allclose(a.float(), b.float(), atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [9, 17, 25])
+def test_a_window_reads_as_far_as_its_attender_looks(n):
+    """One step, nothing but the attender: the last row a window sees lies ``reach`` beyond it, and it counts."""
+    from uplift_core.cascade import UpliftWindows
+    from uplift_core.config import DownConfig, GroupConfig, ModelConfig, UpConfig
+    from uplift_core.model import UPLiFT
+    from uplift_core.resample import Span
+
+    one = GroupConfig("SingleConv", (32,), residual=False)
+    config = ModelConfig(channels=20, patch=2, encoder=(one, one), downs=(DownConfig(),), decoder=(
+        GroupConfig("IdentityBlock", (), width=52), GroupConfig("IdentityBlock", (), width=84)), ups=(UpConfig(),),
+        attender=n)
+    model = UPLiFT(config).eval().requires_grad_(False)
+    torch.manual_seed(n)
+    image, low = torch.rand(1, 3, 48, 40), torch.randn(1, 20, 24, 20)
+    whole = model(image, low, 2)[0]
+    for side in (2, 6):
+        window = UpliftWindows(model, image, low, 4).window(Span(40, 40 + side, 96), Span(32, 32 + side, 80))
+        assert difference(window, whole[:, 40:40 + side, 32:32 + side]) < TOLERANCE

@@ -262,6 +262,11 @@ def test_other_colour_spaces_of_tiff(given_file, mode):
     assert float((picture.rgb - 0.48).abs().max()) < 0.06 and picture.icc is None
 
 
+def test_colours_of_an_uncompressed_ycbcr_tiff(given_file):
+    image = Image.new("RGB", (5, 3), (200, 40, 90)).convert("YCbCr")
+    assert (np.abs(pixels(read_picture(given_file("a.tif", image, "TIFF"))).astype(int) - [200, 40, 90]) <= 2).all()
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_first_frame_of_an_animation_and_a_note(given_file, kind, count):

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, autocast, nn
+from torch import Tensor, nn
+
+from .devices import no_autocast
 
 OFFSETS: dict[int, tuple[tuple[int, int], ...]] = {
     5: tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if abs(dy) + abs(dx) <= 1),
@@ -51,7 +53,7 @@ class LocalAttender(nn.Module):
         if not self.training:
             return pool_reference(weights, value)
         r = reach(self.n)
-        with autocast(value.device.type, enabled=False):  # a mean of latents is as exact as they are
+        with no_autocast(value.device.type):  # a mean of latents is as exact as they are
             return pool(weights, F.pad(value, (r, r, r, r), mode="replicate"), weights.shape[2] // value.shape[2])
 
 

@@ -82,7 +82,7 @@ def load_backbone(name_or_path: str | os.PathLike[str], *, device: str | torch.d
     if path.exists():
         weights = _weights_in(path)
         timm_name = _timm_name(path)
-        options = {"pretrained_cfg_overlay": {"file": str(weights)}}
+        options = _local(weights)
     else:
         timm_name = BACKBONES.get(name, name)
     if not timm.is_model(timm_name.split(".")[0]):
@@ -91,7 +91,7 @@ def load_backbone(name_or_path: str | os.PathLike[str], *, device: str | torch.d
     if not hasattr(timm.models, "VisionTransformer"):
         raise InputError("this version of timm is too old; install timm 1.0 or newer")
     if offline and pretrained and not path.exists():
-        options = {"pretrained_cfg_overlay": {"file": str(_cached(timm_name))}}
+        options = _local(_cached(timm_name))
     try:
         module = timm.create_model(timm_name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
     except TypeError:
@@ -103,6 +103,11 @@ def load_backbone(name_or_path: str | os.PathLike[str], *, device: str | torch.d
     if not hasattr(module, "forward_intermediates"):
         raise InputError(f"{timm_name} gives no feature maps; expected a vision transformer")
     return Backbone(module, timm_name).to(where, choose_dtype(dtype, where))
+
+
+def _local(weights: Path) -> dict[str, Any]:
+    """timm's options to read this file; not with the reader for .npz files that some models name for their own."""
+    return {"pretrained_cfg_overlay": {"file": str(weights), "custom_load": False}}
 
 
 def _in_folders(timm_name: str) -> Path | None:

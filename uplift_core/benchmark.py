@@ -118,6 +118,8 @@ def compare(model: str, forms: list[str], sizes: list[int], steps: int, *, round
     if unknown:
         raise InputError(f"unknown form {unknown[0]}; choose of {', '.join(FORMS)}")
     patch = _config(model).patch
+    if small := [image for image in sizes if image < patch]:
+        raise InputError(f"a guide image of {small[0]} pixels is smaller than the model's patch of {patch}")
     rows = []
     for image in sizes:
         commands = {name: shlex.split(line.format(image=image, steps=steps)) for name, line in against.items()}

@@ -162,7 +162,8 @@ def config_and_source(weights: Weights) -> tuple[ModelConfig, str]:
             return config, "metadata"
         config = ModelConfig.from_state_dict(weights.state)
     except (ConfigError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as bad:
-        raise CheckpointError(f"{weights.path} does not fit: {bad}") from None
+        raise CheckpointError(f"{weights.path} does not fit: {bad}. Save it again in full, or choose a file made for "
+                              "UPLiFT") from None
     patch, space = weights.metadata.get("patch", ""), weights.metadata.get("latent_space", "")
     if config == PRESETS["dinov3-splus16"]:
         hints = (space == "dinov2-s14", patch == "14") if space or patch else ("dinov2" in weights.path.name.lower(),)
@@ -193,17 +194,25 @@ def build(weights: Weights, *, operations: Any = nn, config: ModelConfig | None 
         with torch.device("meta"):
             model = UPLiFT(config, operations)
     except (ConfigError, RuntimeError) as bad:
-        raise CheckpointError(f"{weights.path} describes a model that cannot be built: {bad}") from None
+        raise CheckpointError(f"{weights.path} describes a model that cannot be built: {brief(bad)}") from None
     state = _fitting(weights, model.state_dict())
     for attempt in range(2):
         try:
             model.load_state_dict(state, strict=True, assign=True)
-        except RuntimeError as bad:
-            raise CheckpointError(f"{weights.path} does not fit: {bad}") from None
+        except RuntimeError as bad:  # torch lists every entry, a page of them
+            raise CheckpointError(f"{weights.path} does not fit: {brief(bad)}") from None
         if attempt or not _has_meta(model):
             break
         model = UPLiFT(config, operations)  # it has constants that no state dict carries
     return model.eval()
+
+
+def brief(error: Exception, lines: int = 3, width: int = 300) -> str:
+    """The first lines of an error's message as one line, with a note of how many more there are."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = " ".join(said[:lines])
+    text = text if len(text) <= width else text[:width].rstrip() + " ..."
+    return text + (f" (and {len(said) - lines} more lines)" if len(said) > lines else "")
 
 
 def _has_meta(model: nn.Module) -> bool:

@@ -1,10 +1,21 @@
-"""Where to compute and in which number format, when the user does not say."""
+"""Where to compute and in which number format, when the user does not say.
+
+Untested: what is particular to CUDA, XPU and MPS, here and in memory.py, measure.py and windowed.py, was written from
+torch's documentation and has not been run on such a device yet. The CPU's path is the tested one.
+"""
 
 from __future__ import annotations
+
+import functools
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
 from .errors import InputError
+
+log = logging.getLogger(__name__)
 
 DTYPES = {
     "fp32": torch.float32, "float32": torch.float32, "float": torch.float32,
@@ -50,6 +61,8 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 def choose_dtype(name: str | torch.dtype = "auto", device: str | torch.device = "cpu") -> torch.dtype:
     """The number format of that name; ``auto`` is fp32 on CPU and MPS, else bf16 where the device has it, or fp16.
 
+    fp16 on a CPU becomes fp32, with a warning, where torch cannot compute in it.
+
     Raises InputError for anything else than fp32, fp16, bf16 and fp64 (not on MPS).
     """
     device = torch.device(device)
@@ -66,9 +79,30 @@ def choose_dtype(name: str | torch.dtype = "auto", device: str | torch.device = 
         dtype = found
     if dtype not in DTYPES.values():
         raise InputError(f"dtype is {dtype}; expected a floating point format: fp32, fp16 or bf16")
+    if dtype == torch.float16 and device.type == "cpu" and not has_cpu_fp16():
+        log.warning("torch %s computes no fp16 convolutions on a CPU; fp32 is used", torch.__version__)
+        return torch.float32
     if dtype == torch.float64 and device.type == "mps":
         raise InputError("MPS devices have no fp64; choose dtype=fp32")
     return dtype
+
+
+@functools.cache
+def has_cpu_fp16() -> bool:
+    """Whether torch has fp16 convolutions for the CPU; versions before 2.3 or so have none."""
+    try:
+        torch.nn.functional.conv2d(torch.ones(1, 1, 3, 3).half(), torch.ones(1, 1, 3, 3).half())
+    except RuntimeError:
+        return False
+    return True
+
+
+def no_autocast(kind: str) -> AbstractContextManager[Any]:
+    """No mixed precision inside, on devices of this kind; where torch knows none for them, there is nothing to do."""
+    try:
+        return torch.autocast(kind, enabled=False)
+    except RuntimeError:
+        return nullcontext()
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -80,9 +80,9 @@ def not_uplift(path: Path, keys: Iterable[str]) -> CheckpointError:
     """The error for readable weights that belong to something else."""
     names = list(keys)
     family = looks_like(names)
-    first = f"its first entry is '{names[0]}'" if names else "it has no entries"
+    first = f"its first entry, of {len(names)}, is '{names[0]}'" if names else "it has no entries"
     what = f"looks like {family}" if family else "holds the weights of another model"
-    return CheckpointError(f"{path} is not an UPLiFT: it {what} ({first} of {len(names)}). "
+    return CheckpointError(f"{path} is not an UPLiFT: it {what} ({first}). "
                            "Choose a file made for UPLiFT, such as uplift_sd1.5vae.safetensors")
 
 
@@ -119,7 +119,7 @@ def kind_of(path: Path) -> str:
     if path.is_dir():
         listed = path.iterdir() if os.access(path, os.R_OK) else ()
         inside = sorted(p.name for p in listed if p.suffix.lower() in SUFFIXES)
-        hint = f"; it holds {', '.join(inside[:3])}" if inside else ""
+        hint = f"; it holds {', '.join(inside[:3])}: name one of them" if inside else ", and this one holds none"
         raise CheckpointError(f"{path} is a folder; expected one weights file{hint}")
     try:
         with path.open("rb") as file:

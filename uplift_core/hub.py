@@ -22,6 +22,9 @@ from .foreign import kind_of, safetensors_header
 
 log = logging.getLogger(__name__)
 
+_TRIES = 3
+_BROKEN_OFF = {"ProtocolError", "RemoteProtocolError", "ReadError", "ReadTimeout", "ChunkedEncodingError"}
+
 Progress = Callable[[int, int], None]  # bytes there, bytes in all (0: not known)
 
 
@@ -68,11 +71,15 @@ def fetch(repo: str, filename: str, *, folder: Path | None, by_hand: Path, progr
             ready = cached(repo, filename, revision)
             if ready is None or not _looks_whole(ready):
                 staging.mkdir(parents=True, exist_ok=True)
-                ready = Path(hub.hf_hub_download(repo, filename, local_dir=staging, **options))
-                _verify(ready, staging / ".cache/huggingface/download" / f"{filename}.metadata")
+                ready = Path(_resumed(hub.hf_hub_download, repo, filename, local_dir=staging, **options))
+                notes = [staging / place / f"download/{filename}.metadata"
+                         for place in (".cache/huggingface", ".huggingface")]  # the second before version 0.25
+                _verify(ready, next((note for note in notes if note.is_file()), notes[0]))
+            if progress is not None:  # the last chance to stop, and with an old huggingface_hub the only one
+                progress(ready.stat().st_size, ready.stat().st_size)
             path = _publish(ready, folder / filename, move=staging in ready.parents)
         else:
-            path = Path(hub.hf_hub_download(repo, filename, **options))
+            path = Path(_resumed(hub.hf_hub_download, repo, filename, **options))
             _verify(path, None)
     except UpliftError as bad:
         if not isinstance(bad, CheckpointError):
@@ -87,6 +94,20 @@ def fetch(repo: str, filename: str, *, folder: Path | None, by_hand: Path, progr
     if progress is not None:
         progress(path.stat().st_size, path.stat().st_size)
     return path
+
+
+def _resumed(download: Callable[..., str], *names: str, **options: Any) -> str:
+    """The download; a connection that breaks off is taken up where it was, which old versions leave to the caller."""
+    for _ in range(_TRIES - 1):
+        try:
+            return download(*names, **options)
+        except UpliftError:
+            raise
+        except Exception as error:
+            if not _class_names(error) & _BROKEN_OFF:
+                raise
+            log.info("the connection broke off; going on with the download")
+    return download(*names, **options)
 
 
 def _looks_whole(path: Path) -> bool:
@@ -177,10 +198,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def _class_names(error: BaseException) -> set[str]:
+    return {kind.__name__ for e in _chain(error) for kind in type(e).__mro__}
+
+
 def cause(error: BaseException, url: str) -> str:
     """One clause on the cause. By class names and status, since libraries and versions differ in the classes."""
     chain = list(_chain(error))
-    names = {kind.__name__ for e in chain for kind in type(e).__mro__}
+    names = _class_names(error)
     status = next((code for e in chain if (code := getattr(getattr(e, "response", None), "status_code", None))), None)
     numbers = {e.errno for e in chain if isinstance(e, OSError)}
     host = re.sub(r"^(\w+://[^/]+).*", r"\1", url)
@@ -207,7 +232,7 @@ def cause(error: BaseException, url: str) -> str:
         return "the transfer was cut short; try again"
     if "FileMetadataError" in names:
         return f"{host} does not answer like the hub (a proxy, a log-in page, or a wrong HF_ENDPOINT)"
-    if names & {"ProtocolError", "RemoteProtocolError", "ReadError", "ReadTimeout", "ChunkedEncodingError"}:
+    if names & _BROKEN_OFF:
         return f"the connection to {host} broke off; try again"
     if names & {"ConnectionError", "ConnectError", "ProxyError", "NetworkError", "TimeoutException", "Timeout"}:
         return f"{host} cannot be reached; check the connection, the proxy and HF_ENDPOINT"

@@ -124,6 +124,7 @@ def _read(image: Image.Image) -> Picture:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         notes.append(f"animated or many pages: only the first of {frames} is used")
+    ycbcr = _plain_ycbcr(image)
     layout = str([tile[3] for tile in getattr(image, "tile", [])])
     image.load()
     if _DEEP.search(layout):
@@ -141,6 +142,8 @@ def _read(image: Image.Image) -> Picture:
         return Picture(rgb, alpha, icc, exif, 16, True, notes)
     if image.mode == "CMYK":
         image, icc = _from_cmyk(image, icc, notes)
+    if ycbcr:
+        image = Image.merge("YCbCr", image.split())
     if image.mode in ("LAB", "YCbCr", "HSV"):
         image, icc = image.convert("RGB"), None
     has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
@@ -151,6 +154,18 @@ def _read(image: Image.Image) -> Picture:
         return Picture(rgb, None, icc, exif, 8, gray, notes)
     alpha = channels[3:].contiguous().float().div_(255)
     return Picture(fill_transparent(rgb, alpha), alpha, icc, exif, 8, gray, notes)
+
+
+def _plain_ycbcr(image: Any) -> bool:
+    """Whether this is uncompressed YCbCr of TIFF, which Pillow takes for RGB of four bytes a pixel and so finds cut
+    short; three are read after this, which the caller takes for what they are."""
+    if image.format != "TIFF" or image.mode != "RGB":
+        return False
+    tags = image.tag_v2  # 262: the colour space, 259: the compression, 530: how coarse the colours are
+    if (tags.get(262), tags.get(259, 1), tuple(tags.get(530, (2, 2)))) != (6, 1, (1, 1)):
+        return False
+    image.tile = [(*tile[:3], ("RGB", *tile[3][1:])) for tile in image.tile]
+    return True
 
 
 def _exif(image: Image.Image, notes: list[str]) -> bytes | None:

@@ -9,10 +9,9 @@ import torch
 
 def peak_memory(device: torch.device) -> int:
     """Bytes at the peak so far: torch's allocations on a GPU, the resident set of the whole process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if device.type == "xpu":
-        return torch.xpu.max_memory_allocated(device)
+    counter = getattr(getattr(torch, device.type, None), "max_memory_allocated", None)
+    if device.type in ("cuda", "xpu") and counter is not None:
+        return int(counter(device))
     try:
         import resource
 

@@ -37,10 +37,14 @@ def parse_bytes(text: str | int | float | None) -> int | None:
 def free_memory(device: torch.device) -> int:
     """Bytes that may be used now on the device; for the CPU those of the machine or its container."""
     module: Any = getattr(torch, device.type, None)
-    if device.type in ("cuda", "xpu") and hasattr(module, "mem_get_info"):
-        unused = module.memory_reserved(device) - module.memory_allocated(device)
-        return int(module.mem_get_info(device)[0] + unused)
-    return min(_machine(), *_containers())
+    if device.type in ("cuda", "xpu") and module is not None:
+        index = module.current_device() if device.index is None else device.index  # before torch 2.5 it must be named
+        if hasattr(module, "mem_get_info"):
+            unused = module.memory_reserved(index) - module.memory_allocated(index)
+            return int(module.mem_get_info(index)[0] + unused)
+        held = module.memory_allocated(index) if hasattr(module, "memory_allocated") else 0
+        return int(module.get_device_properties(index).total_memory - held)
+    return min(_machine(), *_containers())  # MPS devices share the machine's memory
 
 
 def _machine() -> int:
@@ -81,5 +85,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        s in text for s in ("out of memory", "not enough memory", "can't allocate memory"))
+    return isinstance(error, RuntimeError) and any(s in text for s in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory",
+                  "status_alloc_failed",  # cuBLAS and cuDNN
+                  "out_of_device_memory", "out_of_host_memory", "error_out_of_resources")  # Level Zero, for XPU

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .attender import LocalAttender
 from .config import ModelConfig
+from .devices import has_cpu_fp16
 from .errors import InputError
 from .layers import BlockGroup, DownBlock, UpBlock, add_residual
 from .noise import Noise, NoiseCall, as_noise
@@ -239,5 +240,10 @@ class UPLiFT(nn.Module):
         if image.shape[0] != latent.shape[0]:
             raise InputError(f"the image is a batch of {image.shape[0]}, the latent one of {latent.shape[0]}; "
                              "expected one guide for each latent")
+        parameter = next(self.parameters())
+        where = self.run_device or parameter.device
+        if parameter.dtype == torch.float16 and where.type == "cpu" and not has_cpu_fp16():
+            raise InputError(f"the model is in fp16, and this version of torch ({torch.__version__}) computes no fp16 "
+                             "convolutions on a CPU; use fp32 (model.float()) or a newer torch")
         if 0 in image.shape or 0 in latent.shape:
             raise InputError(f"empty input: image {tuple(image.shape)}, latent {tuple(latent.shape)}")

@@ -111,8 +111,15 @@ def antialias(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Antialiased bilinear resize of ``b c h w`` to ``size``."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
+    if size[1] == 1 < size[0]:  # torch repeats the first row where the result is one wide
+        return antialias(x.transpose(2, 3), (1, size[0])).transpose(2, 3)
     if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):  # torch has no such kernel
         return antialias(x.float(), size).to(x.dtype)
+    if x.device.type in ("mps", "xpu"):  # some versions of torch have no such kernel there
+        try:
+            return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
+        except NotImplementedError:
+            return antialias(x.cpu().float(), size).to(x)
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 

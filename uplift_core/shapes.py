@@ -42,13 +42,15 @@ def _incoming(shapes: Shapes, prefix: str) -> int:
     for key in (f"{prefix}blocks.0.conv.0.weight", f"{prefix}blocks.0.up.weight"):
         if key in shapes:
             return shapes[key][0 if key.endswith("up.weight") else 1]
-    raise ConfigError(f"the weights have no {prefix}blocks.0: these are not the weights of an UPLiFT")
+    raise ConfigError(f"the weights have no {prefix}blocks.0: these are not the weights of an UPLiFT, or only "
+                      "part of them")
 
 
 def _levels_in(shapes: Shapes, part: str) -> int:
     found = [int(m[1]) for key in shapes if (m := re.match(rf"{part}\.(?:block|down|up)_(\d+)\.", key))]
     if not found:
-        raise ConfigError(f"the weights have no '{part}.block_...' entries: these are not the weights of an UPLiFT")
+        raise ConfigError(f"the weights have no '{part}.block_...' entries: these are not the weights of an UPLiFT, or "
+                          "only part of them")
     return max(found)
 
 

@@ -2,7 +2,9 @@
 
 Each step is cut into tiles of its output; every tile reads its real neighbours (see windowed.py) and the one global
 noise field (see noise.py), so that there are no seams to hide. How large the tiles are follows from an estimate of
-the memory a tile takes; if memory runs out all the same, the tile is cut into four and the work goes on.
+the memory a tile takes; if memory runs out all the same, the tile is cut into four and the work goes on. What a tile
+reads beyond itself is computed again for its neighbour: the encoding of a 512 pixel picture in four tiles of 256, for
+the SD1.5 model, is 1.7 times that of the whole.
 """
 
 from __future__ import annotations

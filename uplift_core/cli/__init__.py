@@ -42,6 +42,9 @@ def _options(version: bool = typer.Option(False, "--version", callback=_version,
     logging.basicConfig(level=logging.WARNING, format="%(message)s",
                         handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)])
 
+    # huggingface_hub prints its own warnings, and every retry twice beside ours; what failed stands in our error.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
 
 def main() -> None:
     """Entry point: our own errors are one line on stderr and exit code 1, never a traceback."""

@@ -33,7 +33,9 @@ def bench(model: str = typer.Option("sd15-vae", help="A published model, the bun
     """Time and peak memory of the plain and the fast form, each size in its own process."""
     chosen = list(benchmark.FORMS) if forms == "all" else [f.strip() for f in forms.split(",")]
     side = parse_tile("auto" if memory else tile, 1)
-    rows = benchmark.compare(model, chosen, [int(s) for s in sizes.split(",")], scale.bit_length() - 1, tile=side,
+    if scale < 2 or scale & (scale - 1):
+        raise InputError(f"--scale is {scale}; expected 2, 4, 8 or 16")
+    rows = benchmark.compare(model, chosen, _sides(sizes), scale.bit_length() - 1, tile=side,
                              memory=memory, device=device, dtype=dtype, threads=threads, runs=runs, rounds=rounds,
                              against=_named(against))
     first = rows[0].form
@@ -53,6 +55,13 @@ def bench(model: str = typer.Option("sd15-vae", help="A published model, the bun
         (out / "bench.json").write_text(json.dumps(benchmark.report(rows), indent=2) + "\n")
         benchmark.plot(rows, out / "bench.png")
         console.print(f"written to {out / 'bench.json'} and {out / 'bench.png'}", highlight=False, soft_wrap=True)
+
+
+def _sides(words: str) -> list[int]:
+    try:
+        return [int(word) for word in words.split(",")]
+    except ValueError:
+        raise InputError(f"--sizes is {words!r}; expected sides in pixels, such as 128,256") from None
 
 
 def _named(words: list[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import autocast
 
+from ..devices import no_autocast
 from ..measure import peak_memory
 from .trainer import Trainer
 
@@ -44,7 +45,7 @@ def make_plan(trainer: Trainer) -> Plan:
         begun = time.perf_counter()
         keys = [f"dry run {i}" for i in range(len(images))]
         inputs = task.inputs(images, keys, step, device, cached=False)
-        with autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with autocast(device.type, dtype) if dtype is not None else no_autocast(device.type):
             loss = objective(*inputs)
         loss.backward()
         optimizer.step()

@@ -24,7 +24,7 @@ from ..assets import asset
 from ..checkpoints import read_torch
 from ..devices import choose_device, choose_dtype
 from ..errors import CheckpointError, ConfigError, DownloadError, InputError, MissingExtra
-from ..foreign import SUFFIXES, kind_of, looks_like, safetensors_header
+from ..foreign import SUFFIXES, has_uplift_keys, kind_of, looks_like, safetensors_header
 from .building import build, make_codec
 from .codec import Codec, KLCodec, PatchCodec, TinyCodec
 from .layouts import NotAVae, Shape, kl_keys, recognise, tiny_half
@@ -185,10 +185,11 @@ def _from_pair(file: _File, half: str, asked: str | None) -> TinyCodec:
 
 
 def _not_a_vae(file: _File, why: str) -> CheckpointError:
-    family = looks_like(file.shapes)
+    ours = has_uplift_keys(file.shapes)
+    family = "an UPLiFT, which is a model and no VAE" if ours else looks_like(file.shapes)
     first = f"; its first of {len(file.shapes)} entries is '{next(iter(file.shapes))}'" if file.shapes else \
         "; it has no entries"
-    looks = f", it looks like {family}" if family and "VAE" not in family and "full" not in family else ""
+    looks = f", it looks like {family}" if family and (ours or "VAE" not in family) and "full" not in family else ""
     return CheckpointError(f"{file.path} is not a VAE{looks}: {why}{first}. Choose a Stable Diffusion VAE or a full "
                            "checkpoint that includes one")
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, autocast, nn
+from torch import Tensor, nn
 from torch.nn import Conv2d, ConvTranspose2d
 
+from ..devices import no_autocast
 from ..errors import ConfigError, InputError
 
 
@@ -100,7 +101,7 @@ class PatchNet(nn.Module):
         x = self.blocks(torch.relu(self.head(x)))
         x = F.pixel_shuffle(self.spread(torch.relu(x)), self.config.patch // 2)
         residual = F.pixel_shuffle(self.tail(self.details(x)), 2) * self.get_buffer("residual_std")
-        with autocast(latent.device.type, enabled=False):  # mixed precision is for the residual only
+        with no_autocast(latent.device.type):  # mixed precision is for the residual only
             return self.synthesis(latent) + residual.to(latent.dtype)
 
     def forward(self, image: Tensor) -> Tensor:

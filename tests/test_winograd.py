@@ -1,0 +1,85 @@
+"""The fast 3x3 convolution of wide layers gives a convolution's numbers, at all sizes, borders and batch sizes."""
+
+import torch
+import torch.nn.functional as F
+from golden_cases import TOLERANCE, difference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rule_weights import rule_state
+
+from uplift_core import ModelConfig, UPLiFT
+from uplift_core import winograd as module
+from uplift_core.config import DownConfig, GroupConfig, UpConfig
+from uplift_core.noise import SeededNoise
+from uplift_core.tiling import Job, run
+from uplift_core.windowed import fast_forms
+
+
+def exact(x, weight, pads, bias=None):
+    return F.conv2d(F.pad(x.double(), pads), weight.double(), None if bias is None else bias.double())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 23), st.integers(1, 23), st.integers(1, 3), st.tuples(*[st.integers(0, 1)] * 4), st.booleans())
+def test_it_is_a_convolution(h, w, batch, pads, biased):
+    if h + pads[2] + pads[3] < 3 or w + pads[0] + pads[1] < 3:
+        return
+    generator = torch.Generator().manual_seed(h * 100 + w)
+    x = torch.randn(batch, 6, h, w, generator=generator).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(10, 6, 3, 3, generator=generator), torch.randn(10, generator=generator)
+    found = module.convolve(x, module.filters(weight), pads, bias if biased else None)
+    expected = exact(x, weight, pads, bias if biased else None)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 1e-4 * 54**0.5  # 54 products a value
+
+
+def test_as_exact_as_a_plain_convolution_over_512_channels():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 512, 16, 16, generator=generator).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(512, 512, 3, 3, generator=generator) / 68
+    expected = exact(x, weight, (1, 1, 1, 1))
+    ours = difference(module.convolve(x, module.filters(weight), (1, 1, 1, 1)).double(), expected)
+    plain = difference(F.conv2d(x, weight, padding=1).double(), expected)
+    assert ours < max(3 * plain, 1e-5)
+
+
+def test_a_map_worked_through_in_strips():
+    """Wide maps are cut into several strips of rows (see the chunk size in bytes)."""
+    x = torch.randn(1, 128, 40, 200).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(128, 128, 3, 3) / 34
+    assert module._CHUNK_BYTES < 36 * 128 * 4 * 50 * 10  # fewer than the ten rows of tiles at a time
+    assert difference(module.convolve(x, module.filters(weight), (1, 1, 1, 1)).double(),
+                      exact(x, weight, (1, 1, 1, 1))) < TOLERANCE / 4
+
+
+def test_filters_are_kept_only_within_the_block():
+    weight = torch.randn(4, 4, 3, 3)
+    with module.keep_filters():
+        first = module.filters(weight)
+        assert module.filters(weight) is first
+    weight.mul_(2)
+    assert torch.allclose(module.filters(weight), first * 2)
+
+
+def test_models_of_wide_layers_take_it_and_keep_their_numbers(monkeypatch):
+    wide = GroupConfig("DoubleConv", (128,), norm="layer")
+    config = ModelConfig(channels=4, patch=4, encoder=(GroupConfig("SingleConv", (128,)), wide), downs=(DownConfig(),),
+                         decoder=(wide, wide), ups=(UpConfig(),), noise_channels=2)
+    model = UPLiFT(config).eval().requires_grad_(False)
+    model.load_state_dict(rule_state({key: tuple(value.shape) for key, value in model.state_dict().items()}))
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(2, 3, 4 * 21, 4 * 23, generator=generator)
+    latent = torch.randn(2, 4, 21, 23, generator=generator)
+    calls = []
+    convolve = module.convolve
+    monkeypatch.setattr(module, "convolve", lambda *given: (calls.append(1), convolve(*given))[1])
+    plain = model(image, latent, form="plain")
+    assert not calls
+    assert difference(model(image, latent), plain) < TOLERANCE
+    assert calls  # it was taken
+    calls.clear()
+    with fast_forms(winograd=False):
+        assert difference(model(image, latent), plain) < TOLERANCE
+    assert not calls
+    tiled = run(Job(model, image[:1], latent[:1], 1, SeededNoise(0)), 40)
+    assert difference(tiled, plain[:1]) < TOLERANCE
