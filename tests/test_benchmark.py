@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from golden_cases import golden
 from PIL import Image
 
+from golden_cases import golden
 from uplift_core.benchmark import FORMS, measure
 from uplift_core.checkpoints import save
 from uplift_core.cli import main

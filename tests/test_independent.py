@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from golden_cases import TOLERANCE, difference, golden
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from golden_cases import TOLERANCE, difference, golden
 from plain_uplift import PlainUplift
 from rule_weights import golden_metadata, rule_state
-
 from uplift_core import ModelConfig, UPLiFT
 from uplift_core.tiling import Job, run
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_cases import difference
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from golden_cases import difference
 from uplift_core.resample import Span, antialias, reads, sample
 
 

@@ -2,11 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from golden_cases import TOLERANCE, difference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rule_weights import rule_state
 
+from golden_cases import TOLERANCE, difference
+from rule_weights import rule_state
 from uplift_core import ModelConfig, UPLiFT
 from uplift_core import winograd as module
 from uplift_core.config import DownConfig, GroupConfig, UpConfig

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import autocast
 
 from .errors import InputError
 
@@ -100,7 +101,7 @@ def has_cpu_fp16() -> bool:
 def no_autocast(kind: str) -> AbstractContextManager[Any]:
     """No mixed precision inside, on devices of this kind; where torch knows none for them, there is nothing to do."""
     try:
-        return torch.autocast(kind, enabled=False)
+        return autocast(kind, enabled=False)
     except RuntimeError:
         return nullcontext()
 

@@ -296,13 +296,13 @@ def test_install_is_silent_when_all_is_there(tmp_path: Path) -> None:
 
 
 def test_install_brings_what_is_missing(tmp_path: Path) -> None:
-    done = run_install(tmp_path, "def run_pip(*a): print('RUN', *a)", without="einops")
-    assert done.returncode == 0 and done.stdout.startswith("RUN install einops ")
+    done = run_install(tmp_path, "def run_pip(*a): print('RUN', *a)", without="safetensors")
+    assert done.returncode == 0 and done.stdout.startswith("RUN install safetensors ")
 
 
 def test_install_offline(tmp_path: Path) -> None:
-    done = run_install(tmp_path, "def run_pip(*a): raise RuntimeError('no network')", without="einops")
-    assert done.returncode == 0 and "einops could not be installed" in done.stderr
+    done = run_install(tmp_path, "def run_pip(*a): raise RuntimeError('no network')", without="safetensors")
+    assert done.returncode == 0 and "safetensors could not be installed" in done.stderr
 
 
 def test_install_takes_no_heavy_package() -> None:
