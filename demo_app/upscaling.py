@@ -143,7 +143,7 @@ def upscale_many(app: App, files: Sequence[str], options: Options, job: Job) -> 
                 archive.write(done.path, _free(done.path.name, taken))
                 done.path.unlink()
                 (w, h), (large_w, large_h) = done.facts["from"], done.facts["to"]
-                lines.append([name, f"{w}x{h} → {large_w}x{large_h}", f"{done.facts['seconds']:.1f}", "enlarged"])
+                lines.append([name, f"{w}x{h} \u2192 {large_w}x{large_h}", f"{done.facts['seconds']:.1f}", "enlarged"])
         if not taken:
             raise InputError("none of the pictures could be enlarged: " + "; ".join(line[3] for line in lines[:3]))
     except BaseException:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from uplift_core import estimate_memory, upscale_latents
+from uplift_core.devices import no_autocast
 from uplift_core.errors import InputError, OutOfMemory
 from uplift_core.vae.spaces import scale_latent, unscale_latent
 
@@ -71,8 +72,7 @@ def _textinfo(job: Job) -> Any:
 
 def _plain_numbers(job: Job) -> Any:
     """The host may sample under autocast; the model keeps its own number formats."""
-    kind = job.host.device().type
-    return torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda", "xpu") else contextlib.nullcontext()
+    return no_autocast(job.host.device().type)
 
 
 def _progress(job: Job, scale: int, item: int, items: int, own_step: bool) -> Callable[[float, int], None]:

@@ -113,7 +113,7 @@ def build(app: App, samples: list[str]) -> tuple[gr.Dropdown, gr.Dropdown, Any, 
         return str(found.steps[int(number)]) if found else None
 
     def computed(facts: dict[str, Any], found: Walk) -> Any:
-        sizes = " → ".join(f"{w}×{h}" for w, h in facts["sizes"])
+        sizes = " \u2192 ".join(f"{w}×{h}" for w, h in facts["sizes"])
         text = (f"**{sizes}**, {facts['channels']} channels, in **{facts['seconds']:.1f} s** with "
                 f"`{facts['backbone']}`. Peak memory {facts['peak_memory_mb']:,} MB. {HINT}")
         picture = str(found.large)
@@ -124,7 +124,7 @@ def build(app: App, samples: list[str]) -> tuple[gr.Dropdown, gr.Dropdown, Any, 
         from ..catalogue import missing as lacking
 
         text = lacking(backbone)
-        return f"⚠️ {text}." if text else ""
+        return f"\u26a0\ufe0f {text}." if text else ""
 
     def clicked(found: Walk, event: gr.SelectData) -> tuple[float, float]:
         return (event.index[0] + 0.5) / found.factor, (event.index[1] + 0.5) / found.factor

@@ -34,7 +34,7 @@ def build(app: App) -> tuple[gr.Dropdown, Any, gr.Markdown]:
                 guidance = gr.Slider(0, 30, 7.5, step=0.5, label="Guidance")
                 with gr.Row(equal_height=True):
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, scale=4, min_width=120)
-                    dice = gr.Button("🎲 Roll", size="sm", scale=1, min_width=80)
+                    dice = gr.Button("\U0001f3b2 Roll", size="sm", scale=1, min_width=80)
                 model = gr.Dropdown(["auto"], value="auto", label="UPLiFT", allow_custom_value=True,
                                     info="auto: sd15-vae.")
             checkpoint = gr.Textbox("", label="Stable Diffusion 1.5", visible=app.settings.alone, elem_id="checkpoint",
@@ -66,7 +66,7 @@ def build(app: App) -> tuple[gr.Dropdown, Any, gr.Markdown]:
     def missing(checkpoint: str) -> str:
         ready()
         text = diffusion.what_is_missing(app, checkpoint)
-        return f"⚠️ {text}" if text else ""
+        return f"\u26a0\ufe0f {text}" if text else ""
 
     run = go.click(generate, [prompt, negative, scale, steps, width, height, guidance, seed, model, checkpoint],
                    [low, high, facts], api_name="generate", api_description=GENERATE_API, show_progress_on=[low, high],
@@ -84,7 +84,7 @@ def _told(facts: dict[str, Any]) -> str:
     (w, h), (large_w, large_h) = facts["from"], facts["to"]
     rows = "\n".join(f"| {title} | {seconds[key]:.2f} s | {100 * seconds[key] / first:.0f} % |"
                      for key, title in PARTS.items())
-    return (f"**{w} × {h} → {large_w} × {large_h}**, seed {facts['seed']}\n\n"
+    return (f"**{w} × {h} \u2192 {large_w} × {large_h}**, seed {facts['seed']}\n\n"
             f"| part | time | of generating and decoding |\n|---|---|---|\n{rows}")
 
 

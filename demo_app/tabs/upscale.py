@@ -37,7 +37,7 @@ def build(app: App, samples: list[str]) -> list[gr.Dropdown]:
                 with gr.Row(equal_height=True):
                     seed = gr.Number(0, label="Seed", info="Same seed, same picture.", precision=0, minimum=0, scale=4,
                                      min_width=120, elem_id="seed")
-                    dice = gr.Button("🎲 Roll", size="sm", scale=1, min_width=80, elem_id="dice")
+                    dice = gr.Button("\U0001f3b2 Roll", size="sm", scale=1, min_width=80, elem_id="dice")
                 noise = gr.Slider(0, 2, 1, step=0.05, label="Noise strength",
                                   info="Of the noise the model reads; 1 as it was trained.")
                 color_fix = gr.Dropdown(COLOR_FIXES, value="mean", label="Colour fix")
@@ -140,7 +140,7 @@ def _batch(app: App, options: list[Any]) -> None:
 def _told(facts: dict[str, Any]) -> Any:
     """The facts as a sentence, the download button ready, the view as it begins."""
     (w, h), (large_w, large_h) = facts["from"], facts["to"]
-    lines = [f"**{w} × {h} → {large_w} × {large_h}** in **{facts['seconds']:.1f} s** with `{facts['model']}`, seed "
+    lines = [f"**{w} × {h} \u2192 {large_w} × {large_h}** in **{facts['seconds']:.1f} s** with `{facts['model']}`, seed "
              f"{facts['seed']}. Peak memory {facts['peak_memory_mb']:,} MB, file {facts['file_mb']:.1f} MB."]
     lines += [f"*{note}*" for note in facts["notes"]]
     return "\n\n".join(lines), gr.DownloadButton(interactive=True), "lanczos", 1, CENTRE

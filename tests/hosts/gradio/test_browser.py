@@ -76,7 +76,7 @@ def test_a_picture_is_uploaded_enlarged_and_compared(demo, opened, picture, size
     give(page, picture)
     upscale(page)
     report = page.inner_text("#report")
-    assert "44 × 36 → 88 × 72" in report and "uplift-mini" in report
+    assert "44 × 36 \u2192 88 × 72" in report and "uplift-mini" in report
     before, after = (image.get_attribute("src") for image in page.locator("#pair img").all()[:2])
     assert before != after
     handle = page.locator("#pair .inner, #pair .outer").first

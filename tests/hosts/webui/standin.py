@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, autocast
 
 from hosts.webui import gradio_signatures
 from hosts.webui.flavours import Flavour
@@ -223,7 +223,7 @@ class Standin:
 
         def decode_latent_batch(model: Any, batch: Tensor, target_device: Any = None, check_for_nans: bool = False
                                 ) -> DecodedSamples:
-            with torch.autocast("cpu", enabled=False):  # as the host does: some VAEs overflow under it
+            with autocast("cpu", enabled=False):  # as the host does: some VAEs overflow under it
                 return DecodedSamples(model.decode_first_stage(batch))
 
         self._module("modules")
@@ -326,7 +326,7 @@ class Standin:
                 p.seeds = p.all_seeds[n * p.batch_size:(n + 1) * p.batch_size]
                 p.prompts = [""] * p.batch_size
                 self._hook("process_batch", p, *args, batch_number=n, prompts=p.prompts, seeds=p.seeds)
-                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.flavour.autocast):
+                with autocast("cpu", dtype=torch.bfloat16, enabled=self.flavour.autocast):
                     samples = p.sample(p.seeds)
                 ps = PostSampleArgs(samples)
                 self._hook("post_sample", p, ps, *args)
