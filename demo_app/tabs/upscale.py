@@ -140,8 +140,8 @@ def _batch(app: App, options: list[Any]) -> None:
 def _told(facts: dict[str, Any]) -> Any:
     """The facts as a sentence, the download button ready, the view as it begins."""
     (w, h), (large_w, large_h) = facts["from"], facts["to"]
-    lines = [f"**{w} × {h} \u2192 {large_w} × {large_h}** in **{facts['seconds']:.1f} s** with `{facts['model']}`, seed "
-             f"{facts['seed']}. Peak memory {facts['peak_memory_mb']:,} MB, file {facts['file_mb']:.1f} MB."]
+    lines = [f"**{w} × {h} \u2192 {large_w} × {large_h}** in **{facts['seconds']:.1f} s** with `{facts['model']}`, "
+             f"seed {facts['seed']}. Peak memory {facts['peak_memory_mb']:,} MB, file {facts['file_mb']:.1f} MB."]
     lines += [f"*{note}*" for note in facts["notes"]]
     return "\n\n".join(lines), gr.DownloadButton(interactive=True), "lanczos", 1, CENTRE
 
