@@ -318,3 +318,17 @@ def test_bundled_model_keeps_its_name_in_old_workflows(comfy, put):
         nodes = image_graph(put(some_image()))
         nodes["model"]["inputs"]["model_name"] = name
         comfy.run(nodes)
+
+
+def test_out_of_memory_falls_back_to_tiles(comfy, put, saved, base):
+    """tile "off" on a full card: the node goes on in tiles, with the same numbers, and says so in the log."""
+    path = put({"samples": some_latent()})
+    comfy.run(latent_graph(path, tile="off"))
+    expected = saved("out")["samples"]
+    run = latent_graph(path, tile="off")
+    run["full"] = {"class_type": "ProbeOutOfMemory", "inputs": {"model": ["model", 0], "name": "tiles.txt"}}
+    run["up"]["inputs"]["model"] = ["full", 0]
+    comfy.run(run)
+    close(saved("out")["samples"], expected)
+    assert (base / "output" / "tiles.txt").read_text().split() == ["None", "auto"]
+    assert "out of memory (pretended)" in comfy.log()

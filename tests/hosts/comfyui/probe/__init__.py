@@ -1,6 +1,7 @@
 """Nodes for the tests alone: what passes through a graph comes out as a file, and odd latents go in."""
 
 import os
+import sys
 
 import folder_paths
 import torch
@@ -58,5 +59,28 @@ class ProbeCount:
         return (vae,)
 
 
+class ProbeOutOfMemory:
+    """Lets the model through; the next run of it without tiles ends as on a full card."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("UPLIFT_MODEL",), "name": ("STRING", {})}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("UPLIFT_MODEL",), "arm", "probe"
+
+    def arm(self, model, name):
+        (run,) = [module for key, module in sys.modules.items() if key.endswith(".nodes.run")]
+        real, error = run.upscale_latents, run.OutOfMemory
+
+        def full(*arguments, tile, **options):
+            with open(os.path.join(folder_paths.get_output_directory(), name), "a") as file:
+                file.write(f"{tile} ")
+            if tile is None:
+                raise error("out of memory (pretended); choose tiles")
+            run.upscale_latents = real
+            return real(*arguments, tile=tile, **options)
+
+        run.upscale_latents = full
+        return (model,)
+
+
 NODE_CLASS_MAPPINGS = {"ProbeSave": ProbeSave, "ProbeLatent": ProbeLatent, "ProbeImage": ProbeImage,
-                       "ProbeMask": ProbeMask, "ProbeCount": ProbeCount}
+                       "ProbeMask": ProbeMask, "ProbeCount": ProbeCount,
+                       "ProbeOutOfMemory": ProbeOutOfMemory}
