@@ -21,7 +21,7 @@ from rule_weights import golden_config, model_shapes, published_shapes, rule_sta
 from uplift_core import checkpoints
 from uplift_core.checkpoints import build, config_and_source, config_for, read_weights, save, strip_prefixes
 from uplift_core.config import PRESETS, ModelConfig
-from uplift_core.devices import choose_device, choose_dtype
+from uplift_core.devices import choose_device, choose_dtype, has_cpu_fp16
 from uplift_core.errors import CheckpointError, InputError, UpliftError
 from uplift_core.foreign import looks_like
 from uplift_core.loading import load
@@ -514,7 +514,9 @@ def test_choose_device(monkeypatch):
 
 def test_choose_dtype(monkeypatch):
     assert choose_dtype("auto", "cpu") == choose_dtype("auto", "mps") == torch.float32
-    assert choose_dtype("fp16") == choose_dtype("torch.float16") == choose_dtype(torch.float16) == torch.float16
+    half = torch.float16 if has_cpu_fp16() else torch.float32
+    assert choose_dtype("fp16") == choose_dtype("torch.float16") == choose_dtype(torch.float16) == half
+    assert choose_dtype("fp16", "cuda") == torch.float16
     assert choose_dtype("BF16", "cuda") == torch.bfloat16
     for bad in ("int8", "fast", torch.int8, torch.complex64):
         with pytest.raises(InputError, match="fp32, fp16"):
