@@ -84,11 +84,3 @@ def comfy(base: Path, comfy_home: Path):
     host = ComfyHost(base, comfy_home)
     yield host
     host.close()
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All in one process when tests run in several: a server takes a while to start."""
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("comfyui"))
