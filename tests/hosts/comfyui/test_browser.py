@@ -11,7 +11,7 @@ from hosts.comfyui.conftest import PACK
 from hosts.comfyui.page import Page, browser
 from hosts.comfyui.workflow import WORKFLOWS
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("comfyui")]  # one server for all
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

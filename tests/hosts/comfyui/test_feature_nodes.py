@@ -13,7 +13,7 @@ from uplift_core import dense_features, load, load_features
 from uplift_core.backbones import load_backbone
 from uplift_core.features import feature_mask, pca_pictures, segment_masks, segments, similarity
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("comfyui")]  # one server for all
+pytestmark = pytest.mark.slow
 
 VIT = "vit_tiny_patch16_224.safetensors"
 LOADER = ("UPLiFTModelLoader", {"model_name": "vit_tiny.safetensors", "dtype": "auto"})

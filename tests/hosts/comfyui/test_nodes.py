@@ -11,7 +11,7 @@ import torch
 from hosts.comfyui.comfy_host import Failed, graph
 from uplift_core import load, load_vae, match_color, upscale_image, upscale_latents
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("comfyui")]  # one server for all
+pytestmark = pytest.mark.slow
 
 NODES = {"UPLiFTModelLoader", "UPLiFTLatentUpscale", "UPLiFTImageUpscale", "UPLiFTColorMatch", "UPLiFTTinyVAE"}
 LOADER = ("UPLiFTModelLoader", {"model_name": "small.safetensors", "dtype": "auto"})

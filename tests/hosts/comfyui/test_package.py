@@ -10,7 +10,7 @@ import pytest
 
 from hosts.comfyui.comfy_host import ROOT, tools
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("comfyui")]  # one server for all
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

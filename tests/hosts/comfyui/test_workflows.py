@@ -15,7 +15,7 @@ from hosts.comfyui.workflow import NOTES, WORKFLOWS, to_api
 from uplift_core import load, load_vae, match_color, upscale_image, upscale_latents
 from uplift_core.assets import asset
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("comfyui")]  # one server for all
+pytestmark = pytest.mark.slow
 
 SMALL = {"ckpt_name": "random_sd15.ckpt", "model_name": "small.safetensors", "image": "small.png", "width": 64,
          "height": 64, "steps": 2}
