@@ -13,6 +13,8 @@ from hosts.comfyui.workflow import WORKFLOWS
 
 pytestmark = pytest.mark.slow
 
+OFFLINE = next(path for path in WORKFLOWS if "Offline" in path.stem)
+
 
 @pytest.fixture(scope="module")
 def chromium():
@@ -81,14 +83,14 @@ def test_help_page_of_a_node(page):
 def test_texts_in_chinese(page, server):
     if server.front == "old":
         pytest.skip("pages before December 2025 drop the texts of node packs in other languages than English")
-    page.load(json.loads(WORKFLOWS[-1].read_text()))
+    page.load(json.loads(OFFLINE.read_text()))
     page.shot("chinese")
     assert page.tab.evaluate("app.graph._nodes.map(n => n.title)").count("UPLiFT \u56fe\u50cf\u653e\u5927") == 1
 
 
 @pytest.mark.parametrize("page", [{"VueNodes_Enabled": True}], indirect=True)
 def test_new_style_of_nodes(page):
-    page.load(json.loads(WORKFLOWS[-1].read_text()))
+    page.load(json.loads(OFFLINE.read_text()))
     page.tab.wait_for_timeout(1500)
     page.shot("vue")
     assert page.tab.get_by_text("UPLiFT Upscale Image").count() >= 1
