@@ -131,13 +131,16 @@ def test_points_are_set_by_clicking(page, server):
     mask = "app.graph._nodes.find(n => n.type === 'UPLiFTFeatureMask')"
     page.run()
     page.wait(f"{mask}.upliftPoints.image", 90)
-    page.tab.wait_for_timeout(800)
-    box = page.tab.locator(".uplift-points canvas").bounding_box()
+    canvas = page.tab.locator(".uplift-points canvas")
+    box = None
+    while box != (box := canvas.bounding_box()):  # the page is still arranging itself on a busy machine
+        page.tab.wait_for_timeout(1000)
 
     def points():
         return json.loads(page.tab.evaluate(f"{mask}.widgets.find(w => w.name === 'points').value"))
 
     def spot(x, y):  # picture pixels of the 256x256 photo to the page
+        box = canvas.bounding_box()
         scale = min(box["width"], box["height"]) / 256
         return (box["x"] + (box["width"] - 256 * scale) / 2 + (x + 0.5) * scale,
                 box["y"] + (box["height"] - 256 * scale) / 2 + (y + 0.5) * scale)

@@ -37,7 +37,7 @@ def client(host):
 def core(path, models, scale="pixel"):
     """The features the page should have computed."""
     backbone = load_backbone(models / "vit_small_patch14_dinov2.lvd142m.safetensors")
-    rgb = torch.from_numpy(np.asarray(Image.open(path))).permute(2, 0, 1).float() / 255
+    rgb = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).float() / 255
     height, width = (round(n * SIDE / max(rgb.shape[1:])) for n in rgb.shape[1:])
     small = antialias(rgb[None], (height, width))[0].clamp(0, 1)
     net = uplift.load(models / "uplift_dinov2-s14.safetensors", device="cpu")
