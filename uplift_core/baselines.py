@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .errors import InputError, UpliftError
+from .errors import InputError
 from .model import imagenet_normalise
+from .peers import PEERS, Features, load_peer
 from .resample import Span, antialias, reads, sample
 
 
 class Upsampler(Protocol):
-    """Gives any window of an enlarged feature map. ``size``: its rows and columns."""
+    """Gives any window of an enlarged feature map. ``low``: ``1 c h w`` before; ``size``: rows and columns after."""
 
+    low: Tensor
     size: tuple[int, int]
 
     def window(self, y: Span, x: Span) -> Tensor:
@@ -88,7 +91,6 @@ class JointBilateral:
         return 4 * side * side * (4 * self.low.shape[1] + 2 * (2 * self.radius + 1) ** 2)
 
 
-
 class Whole:
     """A network of others: it gives the whole map at once, windows are cut from it."""
 
@@ -105,56 +107,21 @@ class Whole:
         return 4 * self.low.shape[1] * side * side
 
 
-HUB: dict[str, tuple[str, str]] = {
-    "featup": ("mhamilton723/FeatUp", "dinov2"),
-    "loftup": ("andrehuang/loftup", "loftup_dinov2s"),
-    "jafar": ("PaulCouairon/JAFAR", "jafar"),
-    "anyup": ("wimmerth/anyup", "anyup"),
-    "lift": ("saksham-s/lift", "lift"),
-}
-"""torch.hub repository and entry of each network of others. They are the user's to fetch: this package holds none of
-their code and downloads nothing; a copy in the folder of torch.hub (``torch.hub.get_dir()``) is used."""
-BASELINES = ("nearest", "bilinear", "jbu", *HUB)
+BASELINES = ("nearest", "bilinear", "jbu", *PEERS)
 
 
-def baseline(method: str, image: Tensor, low: Tensor, factor: int) -> Upsampler:
-    """The upsampler of that name for features ``1 c h w`` of ``image`` ``1 3 H W`` in [0, 1].
+def baseline(method: str, image: Tensor, low: Tensor, factor: int, *, patch: int, backbone: str = "",
+             network: nn.Module | None = None) -> Upsampler:
+    """The upsampler of that name for features ``1 c h w`` of ``image`` ``1 3 H W`` in [0, 1], which ``backbone`` made
+    of patches of ``patch`` pixels. network: that of others where it is loaded already.
 
     Raises InputError for unknown names, UpliftError where a network of others is not on this machine."""
     if method in ("nearest", "bilinear", "backbone"):
         return Interpolated("nearest" if method == "backbone" else method, low, factor)
     if method == "jbu":
         return JointBilateral(image, low, factor)
-    if method not in HUB:
+    if method not in PEERS:
         raise InputError(f"method is {method!r}; choose uplift or one of {', '.join(BASELINES)}")
-    return Whole(_adapter(method, low.device), image, low, factor)
-
-
-def _adapter(method: str, device: torch.device) -> Callable[[Tensor, Tensor, tuple[int, int]], Tensor]:
-    network = _from_hub(method).to(device).eval()
-
-    def compute(guide: Tensor, low: Tensor, size: tuple[int, int]) -> Tensor:
-        if method in ("jafar", "anyup"):
-            return network(guide, low, size)
-        if method == "lift":
-            return network(guide, low)
-        upsampler = getattr(network, "upsampler", network)  # featup wraps its backbone
-        return upsampler(low, guide)
-
-    return compute
-
-
-def _from_hub(method: str) -> Any:
-    from pathlib import Path
-
-    repo, entry = HUB[method]
-    folder = Path(torch.hub.get_dir())
-    wanted = repo.replace("/", "_").lower()
-    found = sorted(p for p in folder.glob("*") if p.is_dir() and p.name.lower().startswith(wanted))
-    if not found:
-        raise UpliftError(f"{method} is not on this machine: no folder {repo.replace('/', '_')}_* in {folder}. It is "
-                          f"not part of this package; fetch it with torch.hub.load('{repo}', '{entry}') and try again")
-    try:
-        return torch.hub.load(str(found[-1]), entry, source="local")
-    except Exception as error:  # code of others: anything may happen
-        raise UpliftError(f"{method} in {found[-1]} cannot be loaded ({type(error).__name__}: {error})") from error
+    if network is None:
+        network = load_peer(method, Features(low.shape[1], patch, backbone)).to(low.device)
+    return Whole(partial(PEERS[method].call, network), image, low, factor)

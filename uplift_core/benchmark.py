@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -10,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,7 +131,7 @@ def compare(model: str, forms: list[str], sizes: list[int], steps: int, *, round
         taken: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
         for _ in range(rounds):
             for name, command in commands.items():
-                taken[name].append(_in_own_process(name, image, command))
+                taken[name].append(in_own_process(name, image, command))
         tokens = (image // patch) ** 2
         for name, results in taken.items():
             seconds = [r["seconds"] for r in results]
@@ -140,21 +142,25 @@ def compare(model: str, forms: list[str], sizes: list[int], steps: int, *, round
     return rows
 
 
-def _in_own_process(name: str, image: int, command: list[str]) -> dict[str, Any]:
+def in_own_process(name: str, image: int, command: list[str]) -> dict[str, Any]:
+    """What the program's last line of output says, JSON with at least ``seconds``, ``peak`` and ``base``.
+
+    Raises InputError with the last line of its words when it fails."""
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
     try:
         if done.returncode == 0:
             result = json.loads(done.stdout.strip().splitlines()[-1])
-            return {key: result[key] for key in ("seconds", "peak", "base")} | {"estimate": result.get("estimate", 0)}
-    except (ValueError, KeyError, IndexError, TypeError):
+            if {"seconds", "peak", "base"} <= result.keys():
+                return dict(result)
+    except (ValueError, IndexError, AttributeError):
         pass
     last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
     raise InputError(f"measuring {name} at {image} failed: {last}")
 
 
-def report(rows: list[Measurement]) -> dict[str, Any]:
+def report(rows: Sequence[Measurement]) -> dict[str, Any]:
     """The measurements with what they were taken on, for a JSON file."""
     return {"machine": {"processor": platform.processor() or platform.machine(), "system": platform.system(),
                         "python": platform.python_version(), "torch": torch.__version__,
@@ -163,7 +169,15 @@ def report(rows: list[Measurement]) -> dict[str, Any]:
             "rows": [asdict(row) for row in rows]}
 
 
-def plot(rows: list[Measurement], path: Path) -> None:
+def slope(rows: Sequence[Measurement]) -> float | None:
+    """How time grows with tokens between the smallest and the largest case: 1 is linear, 2 quadratic (log-log)."""
+    few, many = min(rows, key=lambda row: row.tokens), max(rows, key=lambda row: row.tokens)
+    if few.tokens == many.tokens:
+        return None
+    return math.log(many.seconds / few.seconds) / math.log(many.tokens / few.tokens)
+
+
+def plot(rows: Sequence[Measurement], path: Path) -> None:
     """Seconds and peak memory against tokens, both axes logarithmic (as in the paper's figure 1)."""
     try:
         from matplotlib.figure import Figure
@@ -177,7 +191,9 @@ def plot(rows: list[Measurement], path: Path) -> None:
     for form in dict.fromkeys(row.form for row in rows):
         mine = [row for row in rows if row.form == form]
         tokens = [row.tokens for row in mine]
-        left.plot(tokens, [row.seconds for row in mine], "o-", label=form)
+        grows = slope(mine)
+        left.plot(tokens, [row.seconds for row in mine], "o-",
+                  label=form if grows is None else f"{form} (slope {grows:.2f})")
         right.plot(tokens, [row.peak / 2**20 for row in mine], "o-", label=form)
     for axis, label in ((left, "seconds"), (right, "peak memory of the process, MB")):
         axis.set(xscale="log", yscale="log", xlabel="input tokens (latent pixels)", ylabel=label)

@@ -34,6 +34,8 @@ SCALES = (1, 2, 4, 8, "pixel")
 BAND_BYTES = 64 << 20
 _LARGEST, _SMALLEST = 256, 16
 
+Write = Callable[[slice, slice, Tensor], None]
+
 
 @dataclass
 class DenseFeatures:
@@ -155,34 +157,49 @@ def dense_features(image: Any, *, backbone: str | Backbone = "dinov3-splus16", m
     low = backbone.encode(padded)
     factor = backbone.patch if scale == "pixel" else int(scale)
     upsampler: Upsampler = (UpliftWindows(net, padded, low, factor, should_stop) if isinstance(net, UPLiFT)
-                            else baseline(method, padded, low, factor))
+                            else baseline(method, padded, low, factor, patch=backbone.patch,
+                                          backbone=backbone.name))
     stride = backbone.patch / factor
     height, width = picture.shape[2:]
     rows, columns = math.ceil(height / stride), math.ceil(width / stride)
     result = DenseFeatures(None, (height, width), stride, method, backbone.name, _name_of(model, method))
     shape = (low.shape[1], rows, columns)
-    if budget is None:
-        budget = int(free_memory(low.device) * SHARE_OF_FREE)
-    unit = _side(upsampler, side, budget, stride, max(rows, columns))
-    windows = _windows(rows, columns, unit)
+
+    def fill(write: Write) -> None:
+        enlarge(upsampler, (rows, columns), write, stride=stride, tile=side, budget=budget, progress=progress,
+                should_stop=should_stop)
+
     if storage is None:
         result.data = torch.empty(shape, dtype=dtype)
-        _fill(upsampler, windows, rows, columns, _into(result.data), progress, should_stop, side is not None)
+        fill(into(result.data))
         return result
     with FeatureFile(storage, shape, dtype, overwrite) as file:
-        _fill(upsampler, windows, rows, columns, file.write, progress, should_stop, side is not None)
+        fill(file.write)
         file.finish(result.metadata())
     return load_features(storage)
 
 
-def _into(data: Tensor) -> Callable[[slice, slice, Tensor], None]:
+def enlarge(upsampler: Upsampler, shape: tuple[int, int], write: Write, *, stride: float = 1.0,
+            tile: str | int | None = "auto", budget: int | None = None,
+            progress: Callable[[float, int], None] | None = None,
+            should_stop: Callable[[], bool] | None = None) -> None:
+    """Hand the first rows and columns (``shape``) of the enlarged features to ``write(rows, columns, c y x)``, window
+    by window; tile and budget as of dense_features, stride: picture pixels a feature."""
+    if budget is None:
+        budget = int(free_memory(upsampler.low.device) * SHARE_OF_FREE)
+    windows = _windows(*shape, _side(upsampler, tile, budget, stride, max(shape)))
+    _fill(upsampler, windows, *shape, write, progress, should_stop, tile is not None)
+
+
+def into(data: Tensor) -> Write:
+    """Windows go to their places in ``data`` ``c h w``."""
     def write(y: slice, x: slice, values: Tensor) -> None:
         data[:, y, x] = values.to(data.dtype)
     return write
 
 
 def _fill(upsampler: Upsampler, windows: list[tuple[int, int, int, int]], rows: int, columns: int,
-          write: Callable[[slice, slice, Tensor], None], progress: Callable[[float, int], None] | None,
+          write: Write, progress: Callable[[float, int], None] | None,
           should_stop: Callable[[], bool] | None, adapt: bool) -> None:
     total, area, done = len(windows), rows * columns, 0
     whole_y, whole_x = upsampler.size

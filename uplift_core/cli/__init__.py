@@ -23,7 +23,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="
                   help="UPLiFT: sharp 2x, 4x and 8x enlargement of pictures, guided by the picture itself.")
 app.command()(upscale)
 app.command()(features)
-app.command()(bench)
+app.add_typer(bench, name="bench")
 app.command()(train)
 app.command("train-vae")(train_vae)
 app.add_typer(models, name="models")
