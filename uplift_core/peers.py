@@ -83,7 +83,7 @@ def load_peer(name: str, features: Features, *, weights: bool = True) -> nn.Modu
 def _importing(folder: Path) -> Iterator[None]:
     """Imports come from ``folder`` first. Its packages have names such as ``utils``, which a host may have too: they
     are put aside for the time and are back in the end."""
-    tops = {p.stem for p in folder.iterdir() if p.suffix == ".py" or (p.is_dir() and any(p.glob("*.py")))}
+    tops = {p.stem for p in folder.iterdir() if p.suffix == ".py" or (p.is_dir() and p.name.isidentifier())}
     aside = {key: sys.modules.pop(key) for key in list(sys.modules) if key.split(".")[0] in tops}
     sys.path.insert(0, str(folder))
     try:
