@@ -124,7 +124,7 @@ def _loftup(folder: Path, features: Features, weights: bool) -> nn.Module:
 
 def _jafar(folder: Path, features: Features, weights: bool) -> nn.Module:
     with _importing(folder):
-        module = importlib.import_module("src.upsampler.jafar")
+        module: Any = importlib.import_module("src.upsampler.jafar")
     network = module.JAFAR(v_dim=features.channels)
     coordinates = module.create_coordinate  # on "cuda" unless told otherwise
     module.create_coordinate = lambda h, w: coordinates(h, w, device=next(network.parameters()).device)
