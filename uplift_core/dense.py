@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 SCALES = (1, 2, 4, 8, "pixel")
 BAND_BYTES = 64 << 20
-_LARGEST, _SMALLEST = 256, 16
+_LARGEST, _SMALLEST = 512, 16
 
 Write = Callable[[slice, slice, Tensor], None]
 
@@ -61,10 +61,10 @@ class DenseFeatures:
         return int(c), int(h), int(w)
 
     def read(self, y: slice, x: slice = slice(None)) -> Tensor:
-        """A window ``c y x`` as float32."""
+        """A window ``c y x`` as float32, on the CPU."""
         part = self.data[:, y, x]
         if isinstance(part, Tensor):
-            return part.float()
+            return part.float().cpu()
         values = torch.from_numpy(np.array(part, dtype=np.float32))
         drop_pages(self.data)
         return values

@@ -261,6 +261,7 @@ def _marks(features: DenseFeatures, points: Points, mask: Tensor | None) -> Tens
 
 def _on_grid(features: DenseFeatures, mask: Tensor) -> Tensor:
     h, w = features.shape[1:]
+    mask = mask.cpu()
     if tuple(mask.shape) == (h, w):
         return mask > 0.5
     if tuple(mask.shape) != tuple(features.image_size):
