@@ -11,7 +11,7 @@ import comfy.model_management as management
 import folder_paths
 import torch
 
-from ..uplift_core.backbones import BACKBONES, Backbone, load_backbone
+from ..uplift_core.backbones import BACKBONES, Backbone, import_timm, load_backbone
 from ..uplift_core.errors import InputError
 from . import host
 
@@ -21,6 +21,7 @@ SUFFIXES = {".safetensors", ".bin", ".pth"}
 if importlib.util.find_spec("timm") is None:
     # Without it the nodes are no use, and an entry in the menu that can only fail helps nobody.
     raise ImportError("it needs the package timm: pip install timm")
+import_timm()  # one that cannot be imported is no use either; about a second where torchvision is loaded anyway
 
 
 def _register_folder() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from . import hub
 from .devices import choose_device, choose_dtype
-from .errors import CheckpointError, DownloadError, InputError, MissingExtra
+from .errors import CheckpointError, DownloadError, InputError, MissingExtra, UpliftError
 from .model import IMAGENET_MEAN, IMAGENET_STD
 from .registry import model_folders, user_folder
 
@@ -59,6 +61,17 @@ class Backbone:
         return maps[-1].to(image.device, torch.float32)
 
 
+def import_timm() -> Any:
+    """The package timm. Raises MissingExtra when it is not installed, UpliftError when it cannot be imported."""
+    if importlib.util.find_spec("timm") is None:
+        raise MissingExtra("timm", "features", "Computing features")
+    try:
+        return importlib.import_module("timm")
+    except Exception as error:  # a package that does not fit torch or torchvision fails in many ways
+        raise UpliftError(f"the package timm is installed but cannot be imported ({type(error).__name__}: {error}); "
+                          "timm, torch and torchvision have to fit: pip install --upgrade timm") from error
+
+
 def load_backbone(name_or_path: str | os.PathLike[str], *, device: str | torch.device = "cpu",
                   dtype: str | torch.dtype = torch.float32, pretrained: bool = True,
                   offline: bool | None = None) -> Backbone:
@@ -70,10 +83,7 @@ def load_backbone(name_or_path: str | os.PathLike[str], *, device: str | torch.d
 
     Raises InputError, CheckpointError, DownloadError, MissingExtra.
     """
-    try:
-        import timm
-    except ImportError:
-        raise MissingExtra("timm", "features", "Computing features") from None
+    timm = import_timm()
     where = choose_device(device)
     name, options = os.fspath(name_or_path), dict[str, Any]()
     path = Path(name).expanduser()

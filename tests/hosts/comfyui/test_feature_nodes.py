@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 import torch
 
-from hosts.comfyui.comfy_host import ComfyHost, Failed, graph
+from hosts.comfyui.comfy_host import Failed, graph
 from uplift_core import dense_features, load, load_features
 from uplift_core.backbones import load_backbone
 from uplift_core.features import feature_mask, pca_pictures, segment_masks, segments, similarity
@@ -178,22 +177,9 @@ def test_wrong_model_for_the_backbone(comfy, put):
         comfy.run(run)
 
 
-def test_without_timm_its_nodes_are_left_out_with_one_line(base, comfy_home, tmp_path):
-    """A missing dependency takes the nodes that need it, not the pack."""
-    (tmp_path / "sitecustomize.py").write_text("""
-import importlib.machinery, sys
-class Hidden(importlib.machinery.PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name == "timm" else importlib.machinery.PathFinder.find_spec(name, path, target)
-sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Hidden
-""")
-    host = ComfyHost(base, comfy_home, environment={"PYTHONPATH": os.fspath(tmp_path)})
-    try:
-        there = {name for name in host.get("/object_info") if name.startswith("UPLiFT")}
-        assert "UPLiFTLatentUpscale" in there and "UPLiFTFeatureMask" in there
-        assert "UPLiFTDenseFeatures" not in there
-        lines = [line for line in host.log().splitlines() if "timm" in line]
-        assert len(lines) == 1 and "UPLiFTDenseFeatures" in lines[0] and "pip install timm" in lines[0]
-    finally:
-        host.close()
+def test_a_long_narrow_picture(comfy, put, saved, core):
+    picture = some_image(1, 40, 3000)
+    comfy.run(features_graph(put(picture), resolution=0))
+    expected = pca_pictures([core(picture.movedim(-1, 1)[0])])[0]
+    assert saved("pca").shape == (1, 40, 3000, 3)
+    assert (saved("pca")[0].movedim(-1, 0) - expected).abs().max() < 0.02

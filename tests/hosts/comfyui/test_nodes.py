@@ -80,7 +80,8 @@ def test_nodes_are_there_and_explain_every_input(comfy):
 
 
 def test_nothing_of_ours_fails_in_the_log(comfy):
-    lines = [line for line in comfy.log().splitlines() if "uplift" in line.lower()]
+    started, _, _ = comfy.log().partition("To see the GUI")  # what follows is other tests', some of which fail jobs
+    lines = [line for line in started.splitlines() if "uplift" in line.replace("uplift-tests", "").lower()]
     assert lines and not any("FAILED" in line or "Error" in line for line in lines)
 
 
@@ -289,7 +290,7 @@ def test_interrupt_ends_the_work_at_once(comfy, put):
 
     _, events = comfy.run(image_graph(put(some_image(1, 512, 512)), scale="8x", seed=99), on_event=interrupt)
     assert events[-1]["type"] == "execution_interrupted"
-    assert time.time() - asked[0] < 3
+    assert time.time() - asked[0] < 2
     comfy.run(image_graph(put(some_image())))  # the next job is not interrupted
 
 

@@ -5,7 +5,11 @@ import sys
 
 import folder_paths
 import torch
+from comfy import model_management
 from comfy.nested_tensor import NestedTensor
+
+if os.environ.get("PROBE_FP16"):  # a host that prefers half precision, as on most graphics cards
+    model_management.should_use_fp16 = lambda *_, **__: True
 
 
 class ProbeSave:
