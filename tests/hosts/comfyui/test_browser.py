@@ -122,7 +122,8 @@ def points_graph():
             "extra": {}, "version": 0.4}
 
 
-@pytest.mark.parametrize("page", [{}, {"VueNodes_Enabled": True}], indirect=True, ids=["classic", "vue"])
+@pytest.mark.parametrize("page", [{}, {"VueNodes_Enabled": True}, {"ColorPalette": "light"}], indirect=True,
+                         ids=["classic", "vue", "light"])
 def test_points_are_set_by_clicking(page, server):
     """Click, unwanted, drag, double click, keyboard; a click re-runs the mask alone; the points are saved."""
     if server.front == "old" and page.settings.get("VueNodes_Enabled"):
@@ -177,7 +178,12 @@ def test_points_are_set_by_clicking(page, server):
     page.wait("ran.includes('4') && ran.includes('5')", 60)
     assert "3" not in page.tab.evaluate("ran")
     page.tab.wait_for_timeout(1500)
-    page.shot("points " + ("vue" if page.settings.get("VueNodes_Enabled") else "classic"))
+    if page.settings.get("ColorPalette") == "light":  # text that can be read on its ground
+        shade = """(e, what) => getComputedStyle(e)[what].match(/[0-9.]+/g).slice(0, 3).reduce((a, b) => a + +b, 0)"""
+        box = page.tab.locator(".uplift-points")
+        text, ground = (box.evaluate(shade, what) for what in ("color", "backgroundColor"))
+        assert ground > 450 and ground - text > 300
+    page.shot("points " + (" ".join(map(str, page.settings.values())) or "classic"))
     kept = page.tab.evaluate("app.graph.serialize().nodes.find(n => n.type === 'UPLiFTFeatureMask').widgets_values")
     assert json.loads(kept[0]) == points()
     page.load(page.tab.evaluate("app.graph.serialize()"))
