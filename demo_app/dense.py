@@ -54,7 +54,7 @@ def walk(app: App, source: str | None, backbone: str, model: str, side: float, j
     from uplift_core.errors import CheckpointError, InputError
     from uplift_core.features import pca_pictures
     from uplift_core.imageio import Picture, write_picture
-    from uplift_core.measure import peak_memory
+    from uplift_core.measure import peak_memory, start_peak
     from uplift_core.resample import antialias
 
     if isinstance(side, bool) or not isinstance(side, (int, float)) or not MIN_SIDE <= side <= MAX_SIDE:
@@ -74,6 +74,7 @@ def walk(app: App, source: str | None, backbone: str, model: str, side: float, j
     with Image.open(found.shown) as image:
         enlarged, found.factor = _large(image, Image.Resampling.BICUBIC)
         enlarged.save(found.large, compress_level=1)
+    start_peak(network.device)
     begun, maps, sizes = time.perf_counter(), [], []
     for scale in SCALES if steps else (1, "pixel"):
         job.say(f"Features, {'every pixel' if scale == 'pixel' else f'{scale}x the tokens'}")

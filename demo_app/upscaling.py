@@ -91,12 +91,14 @@ class Upscaler:
     def run(self, source: str, name: str | None = None) -> tuple[Picture, Done]:
         """The picture that was read, and what was made of it. Raises as the core does."""
         from uplift_core.imageio import write_picture
-        from uplift_core.measure import peak_memory
+        from uplift_core.measure import peak_memory, start_peak
         from uplift_core.pictures import upscale_picture
 
         o, job = self.options, self.job
         picture = open_picture(source, self.app.settings, o.scale)
         job.say(f"Enlarging {name or 'the picture'}")
+        device = next(self.net.parameters()).device
+        start_peak(device)
         begun = time.perf_counter()
         result = upscale_picture(self.net, self.codec, picture, scale=o.scale, seed=int(o.seed),
                                  noise_strength=o.noise_strength, tile=o.tile, color_fix=o.color_fix,
@@ -107,7 +109,7 @@ class Upscaler:
         write_picture(result, path, settings=self.settings())
         notes = [note for note in (self.note, *picture.notes) if note]
         facts = {"from": _size(picture), "to": _size(result), "seconds": round(seconds, 2),
-                 "peak_memory_mb": round(peak_memory(next(self.net.parameters()).device) / 2**20),
+                 "peak_memory_mb": round(peak_memory(device) / 2**20),
                  "file_mb": round(path.stat().st_size / 1e6, 2), **self.settings(), "notes": notes}
         return picture, Done(path, source, o, facts)
 

@@ -18,7 +18,7 @@ from ..errors import InputError, UpliftError
 from ..imageio import MAX_PIXELS, WRITABLE, check_output, find_pictures, output_format, read_picture
 from ..imageio import write_picture as write
 from ..loading import load
-from ..measure import peak_memory
+from ..measure import peak_memory, start_peak
 from ..memory import parse_bytes
 from ..pictures import upscale_picture
 from ..registry import default_model
@@ -36,6 +36,7 @@ class Row:
     target: Path | None
     size: str = ""
     seconds: float = 0.0
+    peak: int = 0
     error: str = ""
 
 
@@ -130,6 +131,8 @@ def _targets(found: list[tuple[Path, Path]], out: Path | None, scale: float) -> 
 def _one(source: Path, target: Path, net: Any, codec: Any, options: dict[str, Any], settings: dict[str, Any],
          quality: int, overwrite: bool, max_pixels: int, bar: Progress, tiles: TaskID) -> Row:
     row = Row(source, target)
+    device = next(net.parameters()).device
+    start_peak(device)
     begun = time.perf_counter()
     try:
         if target.resolve() == source.resolve():
@@ -147,17 +150,16 @@ def _one(source: Path, target: Path, net: Any, codec: Any, options: dict[str, An
         row.error = str(error)
     except OSError as error:
         row.error = f"{target}: cannot be written ({error.strerror or error})"
-    row.seconds = time.perf_counter() - begun
+    row.seconds, row.peak = time.perf_counter() - begun, peak_memory(device)
     return row
 
 
 def _summary(rows: list[Row], device: torch.device) -> None:
-    table = Table("picture", "size", "seconds", "written to", box=None, pad_edge=False)
+    table = Table("picture", "size", "seconds", f"peak MB, {device.type}", "written to", box=None, pad_edge=False)
     for row in rows:
         if row.error:
-            table.add_row(escape(row.source.name), "[red]failed", f"{row.seconds:.1f}", f"[red]{escape(row.error)}")
+            table.add_row(escape(row.source.name), "[red]failed", f"{row.seconds:.1f}", "", f"[red]{escape(row.error)}")
         else:
-            table.add_row(escape(row.source.name), row.size, f"{row.seconds:.1f}", escape(str(row.target)))
-    console = Console()
-    console.print(table, highlight=False)
-    console.print(f"peak memory {peak_memory(device) / 2**20:.0f} MB on {device}", highlight=False)
+            table.add_row(escape(row.source.name), row.size, f"{row.seconds:.1f}", f"{row.peak / 2**20:.0f}",
+                          escape(str(row.target)))
+    Console().print(table, highlight=False)
