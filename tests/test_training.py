@@ -346,7 +346,7 @@ Trainer(recipe, folder / "photos", out, cpu=True).run(resume=resume)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["uplift", "codec"])
+@pytest.mark.parametrize("kind", ["uplift", "codec", "autoencoder"])
 def test_a_killed_run_ends_like_an_uninterrupted_one(photos, codec, tmp_path, kind):
     import yaml
 
@@ -361,6 +361,8 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(photos, codec, tmp_path, ki
         task.save(task.network.state_dict(), tmp_path / "vae.safetensors", {})
         content = recipe(run__steps=60, run__save_every=5, data__guides_decoded=0.5,
                          teacher__vae=str(tmp_path / "vae.safetensors")).to_dict()
+    elif kind == "autoencoder":
+        content = recipe(run__steps=60, run__save_every=5, autoencoder=AUTOENCODER).to_dict()
     else:
         content = recipe(run__steps=60, run__save_every=5, data__size=32,
                          codec={"channels": 6, "patch": 4, "width": 8, "detail": 4}).to_dict()
@@ -483,6 +485,31 @@ def test_a_trained_codec_beats_the_linear_one(photos, tmp_path):
     latent = codec.encode(image)
     linear = codec.module.synthesis(latent)
     assert F.mse_loss(codec.decode(latent), image) < 0.97 * F.mse_loss(linear, image)
+
+
+AUTOENCODER = {"channels": 4, "width": 8, "levels": 3, "blocks": 1, "latent_space": "mine"}
+
+
+def test_an_autoencoder_of_diffusers_is_trained_and_loads_as_a_vae(photos, tmp_path):
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    run = recipe(autoencoder=AUTOENCODER, run__steps=60, data__batch=4, latents__augment=0.01, run__preview_every=60)
+    path = Trainer(run, photos, tmp_path / "out", cpu=True).run()
+    losses = [float(row[1]) for row in csv.reader((tmp_path / "out" / "log.csv").open()) if row[0].isdigit()]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert list((tmp_path / "out").rglob("*.png")) or list((tmp_path / "out").rglob("*.jpg"))
+    codec = load_vae(path)
+    assert (codec.latent_space, codec.channels, codec.patch) == ("mine", 4, 4)
+    image = torch.stack([Photos(photos, DataPart(size=64), 4)[i]["image"] for i in range(3)])
+    latent = codec.encode(image)
+    assert (latent[:, :3] * 0.5 + 0.5 - F.avg_pool2d(image, 4)).abs().mean() < 0.15  # the anchor
+    with pytest.raises(InputError, match="'mine' latents, not 'sd15'"):
+        load_vae(path, latent_space="sd15")
+    more = recipe(autoencoder=AUTOENCODER, model__start=str(path), run__steps=1)
+    again = Trainer(more, photos, tmp_path / "more", cpu=True)
+    assert torch.equal(again.task.network.encoder.layers[0].weight, codec.module.encoder.layers[0].weight)
+    with pytest.raises(InputError, match="no AutoencoderTiny"):
+        Trainer(recipe(autoencoder={**AUTOENCODER, "width": 16}, model__start=str(path)), photos, tmp_path / "x",
+                cpu=True)
 
 
 def test_dry_run_writes_nothing(photos, tmp_path):

@@ -36,7 +36,7 @@ def train(config: str = _RECIPE, data: Optional[Path] = _DATA, out: Optional[Pat
 def train_vae(config: str = typer.Argument("tiny-vae", metavar="[CONFIG]", help="A recipe file or name."),
               data: Optional[Path] = _DATA, out: Optional[Path] = _OUT, resume: bool = _RESUME, dry_run: bool = _DRY,
               changes: list[str] = _SET, cpu: bool = _CPU, threads: int = _THREADS, tensorboard: bool = _BOARD) -> None:
-    """Train a tiny codec of pictures to latents."""
+    """Train a codec of pictures to latents: the tiny one, or diffusers' AutoencoderTiny (autoencoder-tiny)."""
     _run(config, data, out, resume, dry_run, changes, cpu, threads, tensorboard, codec=True)
 
 

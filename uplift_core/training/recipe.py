@@ -13,6 +13,7 @@ from typing import Any
 from ..config import PRESETS, ModelConfig
 from ..errors import ConfigError, MissingExtra
 from ..vae.patchnet import PatchNetConfig
+from ..vae.spaces import LATENT_SPACES
 
 LOSSES = ("l2", "l1", "log", "cosine")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -110,8 +111,29 @@ class RunPart:
 
 
 @dataclass(frozen=True)
+class AutoencoderPart:
+    """A diffusers ``AutoencoderTiny`` to train from scratch, or from ``model.start``; for people with a GPU.
+
+    ``channels`` of the latent; ``levels`` of halved size (4: a latent pixel is 8x8 pixels), each of ``blocks`` residual
+    blocks of ``width`` channels (one block at full size). ``anchor``: how strongly the first three latent channels are
+    held to the mean colours of their blocks; without it, the latents of short runs collapse to luminance.
+    """
+
+    channels: int = 16
+    width: int = 64
+    levels: int = 4
+    blocks: int = 3
+    anchor: float = 0.1
+    latent_space: str = "own"
+
+    @property
+    def patch(self) -> int:
+        return 1 << (self.levels - 1)
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """All of a run. ``codec``: set for ``uplift train-vae``, in which case model, teacher and latents are unused.
+    """All of a run. ``codec`` or ``autoencoder``: set for ``uplift train-vae``, in which case teacher is unused.
 
     ``loss``: of objective.LOSSES; ``loss_floor``: what "log" adds to every picture's mean square.
     """
@@ -120,6 +142,7 @@ class Recipe:
     model: ModelPart = field(default_factory=ModelPart)
     teacher: TeacherPart = field(default_factory=TeacherPart)
     codec: PatchNetConfig | None = None
+    autoencoder: AutoencoderPart | None = None
     data: DataPart = field(default_factory=DataPart)
     latents: LatentPart = field(default_factory=LatentPart)
     optimizer: OptimizerPart = field(default_factory=OptimizerPart)
@@ -132,7 +155,7 @@ class Recipe:
 
     @property
     def is_codec(self) -> bool:
-        return self.codec is not None
+        return self.codec is not None or self.autoencoder is not None
 
     def to_dict(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -166,8 +189,15 @@ def _check(recipe: Recipe) -> None:
     need(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}; expected above 0")
     need(0 <= optimizer.decay <= 1, f"optimizer.decay is {optimizer.decay}; expected 0 to 1")
     need(0 <= optimizer.ema < 1, f"optimizer.ema is {optimizer.ema}; expected at least 0 and below 1")
-    if recipe.codec is not None:
-        patch = recipe.codec.patch
+    if part := recipe.autoencoder:
+        need(recipe.codec is None, "set codec or autoencoder, not both")
+        need(min(part.channels, part.width, part.blocks) >= 1 and part.levels >= 2 and part.anchor >= 0,
+             "autoencoder: channels, width and blocks are at least 1, levels at least 2, anchor at least 0")
+        need(part.channels >= 3 or not part.anchor, "autoencoder.anchor needs at least 3 channels")
+        need(bool(part.latent_space) and part.latent_space not in LATENT_SPACES, "autoencoder.latent_space is a new "
+             f"name, not empty and none of {', '.join(LATENT_SPACES)}")
+    if coded := recipe.codec or recipe.autoencoder:
+        patch = coded.patch
         need(data.size % patch == 0, f"data.size is {data.size}; expected a multiple of {patch}")
         return
     need(bool(data.depths) and all(d >= 1 for d in data.depths), f"data.depths is {list(data.depths)}; expected "

@@ -1,4 +1,4 @@
-"""The two things the trainer can train: an UPLiFT under a frozen teacher, and the tiny codec."""
+"""What the trainer can train: an UPLiFT under a frozen teacher, the tiny codec, and diffusers' AutoencoderTiny."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from ..errors import InputError
 from ..loading import load
 from ..model import UPLiFT, imagenet_normalise
 from ..vae import Codec, check_pair, load_vae
-from ..vae.codec import ModuleCodec, PatchCodec
+from ..vae.building import autoencoder
+from ..vae.codec import ModuleCodec, PatchCodec, TinyCodec
 from ..vae.patchnet import BlockStatistics, PatchNet
 from .latent_cache import LatentCache, fingerprint
 from .linear_start import begin, fit_readout
@@ -295,5 +296,81 @@ class CodecTask:
                 "crops": f"{self.recipe.data.size} px, batch {self.recipe.data.batch}"}
 
 
-def make_task(recipe: Recipe, device: torch.device) -> UpliftTask | CodecTask:
+class _AutoencoderLoss(nn.Module):
+    def __init__(self, module: nn.Module, recipe: Recipe):
+        super().__init__()
+        assert recipe.autoencoder is not None
+        self.module, self.loss, self.floor = module, recipe.loss, recipe.loss_floor
+        self.augment, self.part = recipe.latents.augment, recipe.autoencoder
+
+    def forward(self, images: Tensor, seed: int) -> Tensor:
+        signed = images * 2 - 1
+        latent = self.module.encode(signed).latents  # type: ignore[operator]
+        held = latent.new_zeros(())
+        if self.part.anchor:
+            held = F.mse_loss(latent[:, :3].float(), F.avg_pool2d(signed, self.part.patch))
+        if self.augment:
+            generator = torch.Generator().manual_seed(seed)
+            latent = latent + self.augment * torch.randn(latent.shape, generator=generator).to(latent)
+        decoded = self.module.decode(latent).sample  # type: ignore[operator]
+        return distance(decoded, signed, self.loss, self.floor) + self.part.anchor * held
+
+
+class AutoencoderTask:
+    """A diffusers ``AutoencoderTiny``, encoder and decoder together. Noise of std ``latents.augment`` on the latents
+    makes the decoder bear the errors of an UPLiFT."""
+
+    measured_crops = 0
+
+    def __init__(self, recipe: Recipe, device: torch.device):
+        assert recipe.autoencoder is not None
+        self.recipe, self.device, self.part = recipe, device, recipe.autoencoder
+        blocks = (1, *[self.part.blocks] * (self.part.levels - 1))
+        widths = (self.part.width,) * self.part.levels
+        module = autoencoder("AutoencoderTiny")(
+            latent_channels=self.part.channels, num_encoder_blocks=blocks, num_decoder_blocks=blocks[::-1],
+            encoder_block_out_channels=widths, decoder_block_out_channels=widths)
+        if recipe.model.start:
+            start = load_vae(recipe.model.start)
+            if not isinstance(start, TinyCodec) or shapes(start.module) != shapes(module):
+                raise InputError(f"{recipe.model.start} is no AutoencoderTiny with {self.part}")
+            module.load_state_dict(start.module.state_dict())
+        self.objective = _AutoencoderLoss(module.train().requires_grad_(True), recipe)
+
+    @property
+    def network(self) -> nn.Module:
+        return self.objective.module
+
+    def prepare(self, images: Callable[[], Iterator[Tensor]]) -> None:
+        """Nothing is measured before."""
+
+    def inputs(self, images: Tensor, keys: list[str], seed: int, device: torch.device, *, cached: bool = True
+               ) -> tuple[Any, ...]:
+        return images.to(device).contiguous(memory_format=torch.channels_last), seed
+
+    def save(self, state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        checkpoints.write_safetensors(state, path, {"format": "pt", "latent_space": self.part.latent_space, **metadata})
+
+    def load(self, path: Path) -> None:
+        """Nothing of a snapshot but its weights matters."""
+
+    def preview(self, network: nn.Module, images: Tensor, path: Path) -> None:
+        with torch.no_grad():
+            latent = network.encode(images.to(self.device) * 2 - 1).latents  # type: ignore[operator]
+            decoded = network.decode(latent).sample * 0.5 + 0.5  # type: ignore[operator]
+        colours = F.interpolate(latent[:, :3] * 0.5 + 0.5, size=tuple(images.shape[2:]), mode="nearest")
+        sheet(path, {"first channels": colours.clamp(0, 1), "codec": decoded.clamp(0, 1), "original": images})
+
+    def describe(self) -> dict[str, str]:
+        return {"trains": f"AutoencoderTiny, {self.part}",
+                "crops": f"{self.recipe.data.size} px, batch {self.recipe.data.batch}"}
+
+
+def shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in module.state_dict().items()}
+
+
+def make_task(recipe: Recipe, device: torch.device) -> UpliftTask | CodecTask | AutoencoderTask:
+    if recipe.autoencoder is not None:
+        return AutoencoderTask(recipe, device)
     return CodecTask(recipe, device) if recipe.codec is not None else UpliftTask(recipe, device)

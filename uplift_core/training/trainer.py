@@ -22,7 +22,7 @@ from ..version import __version__
 from . import snapshots
 from .photos import Photos, Positions
 from .recipe import Recipe
-from .tasks import CodecTask, UpliftTask, make_task
+from .tasks import AutoencoderTask, CodecTask, UpliftTask, make_task
 
 log = logging.getLogger(__name__)
 COLUMNS = ("step", "loss", "rate", "grad_norm", "images_per_second")
@@ -61,8 +61,8 @@ class Trainer:
         self.device = self.accelerator.device
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         torch.manual_seed(recipe.run.seed)
-        self.task: UpliftTask | CodecTask = (UpliftTask(recipe, self.device, teacher) if teacher is not None
-                                             else make_task(recipe, self.device))
+        self.task: UpliftTask | CodecTask | AutoencoderTask = (
+            make_task(recipe, self.device) if teacher is None else UpliftTask(recipe, self.device, teacher))
         self.photos = Photos(data, recipe.data, recipe.run.seed, parse_bytes(recipe.data.keep or None) or 0)
         self.tensorboard = tensorboard
         self.broken: dict[str, None] = {}
@@ -180,7 +180,7 @@ class Trainer:
 
     def _check_same_recipe(self, notes: dict[str, Any], snapshot: Path) -> None:
         theirs, ours = notes["recipe"], self.recipe.to_dict()
-        for part in ("model", "codec", "data", "latents", "loss", "loss_floor"):
+        for part in ("model", "codec", "autoencoder", "data", "latents", "loss", "loss_floor"):
             if _plain(theirs.get(part)) != _plain(ours.get(part)):
                 raise InputError(f"{snapshot} was made with another recipe: '{part}' differs. Use the same recipe, or "
                                  "another --out")

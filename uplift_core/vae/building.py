@@ -17,7 +17,7 @@ from .spaces import LATENT_SPACES
 
 def build(path: Path, kind: str, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Any:
     """A diffusers autoencoder with exactly these weights. Everything is checked before the first is taken over."""
-    cls = _autoencoder(kind)
+    cls = autoencoder(kind)
     known = set(inspect.signature(cls.__init__).parameters)
     options = {key: value for key, value in config.items() if key in known}
     lost = [key for key in ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention")
@@ -60,7 +60,8 @@ def _fitting(path: Path, key: str, value: Tensor, want: Tensor) -> Tensor:
     return value
 
 
-def _autoencoder(kind: str) -> type[nn.Module]:
+def autoencoder(kind: str) -> type[nn.Module]:
+    """The class of diffusers. Raises MissingExtra, or UpliftError when diffusers is there but broken."""
     try:
         import diffusers
     except ImportError as error:

@@ -139,7 +139,11 @@ def from_file(path: Path, asked: str | None) -> Codec:
         layout = recognise(file.shapes)
     except NotAVae as bad:
         raise _not_a_vae(file, str(bad)) from None
-    space = _choose_space(path, layout.config["latent_channels"], None, f"{file.hint} {layout.family}", asked)
+    space = file.metadata.get("latent_space", "")  # of one that was trained here
+    if space and asked not in (None, space):
+        raise InputError(f"{path} makes '{space}' latents, not '{asked}'")
+    if not space:
+        space = _choose_space(path, layout.config["latent_channels"], None, f"{file.hint} {layout.family}", asked)
     state = file.read(layout.source.values())
     module = build(path, layout.kind, layout.config, {new: state[old] for new, old in layout.source.items()})
     return make_codec(module, layout.kind, space)
