@@ -487,6 +487,24 @@ def test_a_trained_codec_beats_the_linear_one(photos, tmp_path):
     assert F.mse_loss(codec.decode(latent), image) < 0.97 * F.mse_loss(linear, image)
 
 
+@pytest.mark.slow
+def test_two_processes_train_one_codec(photos, tmp_path):
+    """torch's own launcher, gloo on the CPU: the same weights in every run, and not those of one process."""
+    import yaml
+
+    content = recipe(run__steps=6, codec={"channels": 6, "patch": 4, "width": 8, "detail": 4}).to_dict()
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(_lists(content)))
+    (tmp_path / "photos").symlink_to(photos)
+    (tmp_path / "run.py").write_text(RUN)
+    files = []
+    for run, processes in (("a", 2), ("b", 2), ("one", 1)):
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+                        str(processes), str(tmp_path / "run.py"), str(tmp_path), str(tmp_path / run), "new"], check=True,
+                       capture_output=True)
+        files.append(tmp_path / run / "small.safetensors")
+    assert _same(files[0], files[1]) and not _same(files[0], files[2])
+
+
 AUTOENCODER = {"channels": 4, "width": 8, "levels": 3, "blocks": 1, "latent_space": "mine"}
 
 
