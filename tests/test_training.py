@@ -498,8 +498,8 @@ def test_two_processes_train_one_codec(photos, tmp_path):
     (tmp_path / "run.py").write_text(RUN)
     files = []
     for run, processes in (("a", 2), ("b", 2), ("one", 1)):
-        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
-                        str(processes), str(tmp_path / "run.py"), str(tmp_path), str(tmp_path / run), "new"], check=True,
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        subprocess.run([*launcher, str(tmp_path / "run.py"), str(tmp_path), str(tmp_path / run), "new"], check=True,
                        capture_output=True)
         files.append(tmp_path / run / "small.safetensors")
     assert _same(files[0], files[1]) and not _same(files[0], files[2])
