@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .color import COLOR_METHODS, match_color
-from .consistency import back_project
+from .consistency import make_consistent
 from .errors import InputError
 from .memory import parse_bytes
 from .model import UPLiFT, imagenet_normalise
@@ -104,7 +104,8 @@ def upscale_image(model: UPLiFT, vae: Any, image: Picture, *, scale: float = 2, 
     antialiased resize goes to exactly ``round(scale * H) x round(scale * W)``.
 
     vae: a codec of :func:`uplift_core.load_vae` (anything with ``encode``, ``decode`` and ``latent_space``).
-    color_fix: one of none, mean, adain, wavelet. consistency: pin the result to the given pixels by back-projection.
+    color_fix: one of none, mean, adain, wavelet. consistency: pin the result to the given pixels by back-projection
+    and take faint unrest out (make_consistent).
     The other options are those of :func:`upscale_latents`.
     """
     check_options(scale, color_fix)
@@ -144,7 +145,7 @@ def _upscale(model: UPLiFT, vae: Any, low: Tensor, scale: float, seed: int, nois
     picture = decoded[:, :, :height * power, :width * power].to(low)
     picture = antialias(picture, (max(1, round(height * scale)), max(1, round(width * scale))))
     picture = match_color(picture, low, color_fix).clamp(0, 1)
-    return back_project(picture, low) if consistency else picture
+    return make_consistent(picture, low) if consistency else picture
 
 
 def _codec_options(method: Any, memory_budget: int | str | None, should_stop: Callable[[], bool] | None
