@@ -8,7 +8,7 @@ from uplift_core import PRESETS, UPLiFT
 from uplift_core.windowed import fast_forms
 
 SHORTCUTS = {
-    "plain": {}, "fast": {}, "no winograd": {"winograd": False}, "winograd everywhere": {"winograd_channels": 4},
+    "plain": {}, "fast": {}, "no winograd": {"winograd": False}, "winograd everywhere": {"winograd_gain": 0},
     "dense encoder": {"sampled_encoder": False}, "unfolded": {"fold_batch_norm": False},
     "contiguous": {"channels_last": False}, "reference attender": {"block_attender": False},
     "small bands": {"band_pixels": 512},

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .attender import reach
 from .engine import Concat, Engine, Plan, part_work
 from .layers import ConvBlock
-from .windowed import FAST, size
+from .windowed import FAST, size, winograd_pays
 
 
 def work_bytes(engine: Engine, plans: Sequence[Plan], shape: tuple[int, int], guide: tuple[int, int], *,
@@ -37,7 +37,7 @@ def _filter_bytes(engine: Engine, part: nn.Module, pixels: int, element: int) ->
     total = 0
     for conv, _ in part.stages():
         o, c = conv.weight.shape[:2]
-        if min(o, c) >= FAST.winograd_channels and pixels >= 3 * max(o, c):
+        if winograd_pays(o, c, pixels):
             total += 36 * o * c * element
     return total
 

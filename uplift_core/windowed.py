@@ -30,7 +30,7 @@ class FastForms:
 
     channels_last: bool = True
     winograd: bool = True
-    winograd_channels: int = 128  # below, its transforms cost more than they save
+    winograd_gain: float = 40  # least in * out / (in + out) channels: what it saves over what its transforms cost
     fold_batch_norm: bool = True
     sampled_encoder: bool = True
     block_attender: bool = True
@@ -281,7 +281,12 @@ def _takes_winograd(conv: Any, data: Tensor, pixels: int) -> bool:
     weight = conv.weight
     return (FAST.winograd and data.device.type == "cpu" and weight.device == data.device
             and data.dtype == weight.dtype == torch.float32
-            and min(weight.shape[:2]) >= FAST.winograd_channels and pixels >= 3 * max(weight.shape[:2]))
+            and winograd_pays(weight.shape[0], weight.shape[1], pixels))
+
+
+def winograd_pays(out: int, channels: int, pixels: int) -> bool:
+    """Whether a 3x3 convolution of so many channels and pixels is worth the transforms."""
+    return out * channels >= FAST.winograd_gain * (out + channels) and pixels >= 3 * max(out, channels)
 
 
 def _run_down(block: DownBlock, m: Map, y: Span, x: Span) -> Map:
