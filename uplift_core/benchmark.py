@@ -186,7 +186,7 @@ def plot(rows: Sequence[Measurement], path: Path) -> None:
         from .errors import MissingExtra
 
         raise MissingExtra("matplotlib", "bench", "Drawing the plot") from error
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(11.5, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for form in dict.fromkeys(row.form for row in rows):
         mine = [row for row in rows if row.form == form]
@@ -200,10 +200,11 @@ def plot(rows: Sequence[Measurement], path: Path) -> None:
         ticks = sorted({row.tokens for row in rows})
         axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.minorticks_off()
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axis.get_ylim()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, *range(2, 10))))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.3)
-    left.legend()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
     figure.suptitle(f"{rows[0].model}, {2 ** rows[0].steps}x")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
