@@ -39,6 +39,16 @@ def test_methods_and_sizes(tmp_path):
         assert plot.width > 500
 
 
+@pytest.mark.slow
+def test_memory_is_that_of_the_windows(tmp_path):
+    """Features of 201 MB in the file, 400 MB in memory, and 1.5 GB of work for all at once."""
+    done = bench("--sizes", "512", "--methods", "uplift", "--memory", "300MB", "--stored", "-o", tmp_path,
+                 TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert row["peak"] - row["base"] < 350 << 20
+
+
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("method", ["uplift", "nearest", "bilinear", "jbu"])
 def test_own_methods_in_memory_and_to_a_file(method, stored):

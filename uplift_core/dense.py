@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 
 SCALES = (1, 2, 4, 8, "pixel")
 BAND_BYTES = 64 << 20
-_LARGEST, _SMALLEST = 512, 16
+_LARGEST, _SMALL, _SMALLEST = 512, 64, 16
+"""Sides of windows in features: the most and the least that a budget chooses, and the least after running out of
+memory. Below 64 a window takes hardly less memory, but its halo several times the work."""
 
 Write = Callable[[slice, slice, Tensor], None]
 
@@ -242,11 +244,11 @@ def _side(upsampler: Upsampler, tile: str | int | None, budget: int, stride: flo
     if isinstance(tile, int):
         return max(1, int(tile / stride))
     side = min(longest, _LARGEST)
-    while side > _SMALLEST and upsampler.bytes(side) > budget:
-        side = max(_SMALLEST, side * 3 // 4)
+    while side > _SMALL and upsampler.bytes(side) > budget:
+        side = max(_SMALL, side * 3 // 4)
     if upsampler.bytes(side) > budget:
-        log.warning("a memory budget of %.0f MB is less than the smallest window needs (%.0f MB); going on with that",
-                    budget / 2**20, upsampler.bytes(side) / 2**20)
+        log.warning("a memory budget of %.0f MB is less than a window of %d needs (%.0f MB); going on with that",
+                    budget / 2**20, side, upsampler.bytes(side) / 2**20)
     return side
 
 

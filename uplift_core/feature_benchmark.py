@@ -121,10 +121,10 @@ def compare(methods: list[str], sizes: list[int], *, rounds: int = 1, patch: int
                 command = [sys.executable, "-m", "uplift_core.feature_benchmark", request]
                 taken[method].append(in_own_process(method, image, command))
         for results in taken.values():
-            seconds = [r["seconds"] for r in results]
-            first = FeatureMeasurement(**results[0])
-            rows.append(replace(first, seconds=statistics.median(seconds), all_seconds=seconds,
-                                peak=int(statistics.median(r["peak"] for r in results))))
+            middle = {name: type(results[0][name])(statistics.median(r[name] for r in results))
+                      for name in ("seconds", "peak", "base", "use_seconds", "use_peak")}
+            rows.append(replace(FeatureMeasurement(**results[0]), **middle,
+                                all_seconds=[r["seconds"] for r in results]))
     return rows
 
 
