@@ -1,6 +1,5 @@
 """``uplift features``, run as a user runs it, with random weights."""
 
-import json
 import os
 import subprocess
 import sys
