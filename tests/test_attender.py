@@ -30,8 +30,27 @@ def test_fast_form_is_the_definition(n, h, w, c, scale, b):
     value = torch.randn(b, c, h, w)
     weights = torch.randn(b, n, h * scale, w * scale).softmax(1)
     r = reach(n)
-    fast = pool(weights, F.pad(value, (r, r, r, r), mode="replicate"), scale)
+    padded = F.pad(value, (r, r, r, r), mode="replicate")
+    fast = pool(weights, padded, scale)
     assert torch.allclose(fast, pool_reference(weights, value), atol=1e-5)
+    learning = pool(weights.requires_grad_(), padded, scale)
+    assert learning.requires_grad and torch.allclose(learning, fast, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_fast_form_in_other_number_formats(dtype):
+    weights, value = torch.randn(2, 17, 12, 20).softmax(1).to(dtype), torch.randn(2, 40, 6, 10).to(dtype)
+    fast = pool(weights, F.pad(value.double(), (2, 2, 2, 2), mode="replicate").to(dtype), 2)
+    assert fast.dtype == dtype
+    exact = pool_reference(weights.double(), value.double())
+    assert (fast.double() - exact).abs().max() < 4 * torch.finfo(dtype).eps
+
+
+def test_many_channels_go_where_they_belong():
+    weights, padded = torch.randn(1, 9, 14, 10).softmax(1), torch.randn(1, 20, 9, 7)
+    room = torch.empty(1, 20, 30, 10).contiguous(memory_format=torch.channels_last)[:, :, 8:22]
+    found = pool(weights, padded, 2, room)
+    assert found.data_ptr() == room.data_ptr() and torch.equal(found, pool(weights, padded, 2))
 
 
 @settings(max_examples=40, deadline=None)

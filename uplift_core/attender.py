@@ -1,8 +1,9 @@
 """The Local Attender (paper section 3.2): every new pixel is a weighted mean of a few neighbours below it.
 
 Two forms of the same sum. The reference is the definition, one shifted copy per offset. The fast form never builds
-those copies: for few channels it adds the offsets up in place, for many it multiplies small dense blocks of weights
-with small blocks of the value map.
+those copies: for few channels it adds the offsets up in place. For many, a pixel is a bag of n entries of a table, the
+value map, which torch sums up well on the CPU; elsewhere, and where gradients are wanted, small dense blocks of weights
+are multiplied with small blocks of the value map.
 """
 
 from __future__ import annotations
@@ -73,12 +74,15 @@ def pool(weights: Tensor, padded: Tensor, scale: int, room: Tensor | None = None
     """The same sum, fast.
 
     weights: ``b n sh sw``; padded: the value map with ``reach(n)`` more pixels on each side, ``b c h+2r w+2r``, so
-    that a window of a larger map can bring its real neighbours. Returns ``b c sh sw``, for many channels in ``room``
-    if that is given.
+    that a window of a larger map can bring its real neighbours. Returns ``b c sh sw``, for many channels on the CPU in
+    ``room`` if that is given.
     """
     if padded.shape[1] <= 16:
         return _pool_in_place(weights, padded, scale)
-    return _pool_blocks(weights, padded, scale, room)
+    learns = torch.is_grad_enabled() and (weights.requires_grad or padded.requires_grad)
+    if padded.device.type == "cpu" and not learns:
+        return _pool_bags(weights, padded, scale, room)
+    return _pool_blocks(weights, padded, scale)
 
 
 def _pool_in_place(weights: Tensor, padded: Tensor, s: int) -> Tensor:
@@ -91,11 +95,33 @@ def _pool_in_place(weights: Tensor, padded: Tensor, s: int) -> Tensor:
     return out.view(b, -1, height, width)
 
 
+_BAG_ROWS = 4  # rows of the value map whose bags are made at a time: table and result stay in the cache
+
+
+def _pool_bags(weights: Tensor, padded: Tensor, s: int, room: Tensor | None = None) -> Tensor:
+    b, n, height, width = weights.shape
+    c, r = padded.shape[1], reach(n)
+    h, wide = height // s, width // s + 2 * r
+    out = padded.new_empty(b, height, width, c) if room is None else room.permute(0, 2, 3, 1)
+    number = torch.promote_types(padded.dtype, torch.float32)
+    row, column = torch.arange(min(_BAG_ROWS, h) * s) // s, torch.arange(width) // s
+    corner = row[:, None] * wide + column  # of the neighbourhood, in the table
+    entries = corner.unsqueeze(2) + torch.tensor([(r + dy) * wide + r + dx for dy, dx in OFFSETS[n]])
+    for i in range(b):
+        for top in range(0, h, _BAG_ROWS):
+            k = min(_BAG_ROWS, h - top)
+            table = padded[i, :, top:top + k + 2 * r].permute(1, 2, 0).reshape(-1, c).to(number)
+            shares = weights[i, :, top * s:(top + k) * s].permute(1, 2, 0).reshape(-1, n).to(number)
+            sums = F.embedding_bag(entries[:k * s].reshape(-1, n), table, mode="sum", per_sample_weights=shares)
+            out[i, top * s:(top + k) * s] = sums.view(k * s, width, c)
+    return out.permute(0, 3, 1, 2)
+
+
 _BLOCK = 4  # value pixels per side of a block: 64 outputs from an 8x8 neighbourhood at scale 2
 _CHUNK_BYTES = 4 << 20
 
 
-def _pool_blocks(weights: Tensor, padded: Tensor, s: int, room: Tensor | None = None) -> Tensor:
+def _pool_blocks(weights: Tensor, padded: Tensor, s: int) -> Tensor:
     """Blocks of 4x4 value pixels: a dense ``(16 s^2) x (4+2r)^2`` matrix of weights times the neighbourhood's values.
 
     The matrix is mostly zeros, but a matrix product over all channels at once is many times faster than n passes
@@ -104,7 +130,7 @@ def _pool_blocks(weights: Tensor, padded: Tensor, s: int, room: Tensor | None = 
     b, n, height, width = weights.shape
     c, r = padded.shape[1], reach(n)
     h, w, size = height // s, width // s, _BLOCK + 2 * r
-    out = padded.new_empty(b, height, width, c) if room is None else room.permute(0, 2, 3, 1)
+    out = padded.new_empty(b, height, width, c)
     value = padded.permute(0, 2, 3, 1)
     columns = torch.tensor([[[(y + r + dy) * size + x + r + dx for dy, dx in OFFSETS[n]] for x in range(_BLOCK)]
                             for y in range(_BLOCK)], device=padded.device)

@@ -16,15 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attender import pool, pool_reference, reach
-from .errors import InputError
 from .layers import ConvBlock
 from .model import UPLiFT
 from .noise import Noise
-from .resample import Span, reads, sample
+from .resample import Span
+from .sampled import Request, Samples, Window, band_of, finest, source_of, union
 from .windowed import FAST, Map, as_format, empty, need, run, run_sampled, size
 from .winograd import keep_filters
 
-Window = tuple[Span, Span]
 Tick = Callable[[float], None]
 """Called after each piece of work with its size; may raise to stop."""
 
@@ -37,15 +36,6 @@ class Concat(NamedTuple):
     sampling: str
     noise_channels: int
     noise_scale: float
-
-
-class Request(NamedTuple):
-    """A window of an encoder map, resampled to a grid."""
-
-    source: int
-    sampling: str
-    y: Span
-    x: Span
 
 
 @dataclass
@@ -169,14 +159,14 @@ class Engine:
     def encode(self, guide: Tensor, requests: list[Request]) -> Samples:
         """The requested samples of the encoder's maps. ``guide``: the whole image, on any device."""
         ys, xs = _sizes(self.encoder, guide.shape[2]), _sizes(self.encoder, guide.shape[3])
-        stored = _finest(requests, [(ys[t], xs[t]) for t in self.taps])
+        stored = finest(requests, [(ys[t], xs[t]) for t in self.taps])
         lattice = self._lattice(stored, ys[-1], xs[-1])
         area = max(r.y.length / r.y.size * r.x.length / r.x.size for r in stored) * guide.shape[2] * guide.shape[3]
         bands = max(1, min(math.ceil(area / FAST.band_pixels), max(r.y.length for r in stored)))
         samples = Samples([])
         with keep_filters():
             for band in range(bands):
-                self._encode_band(guide, _band(stored, band, bands), ys, xs, lattice, samples, stored)
+                self._encode_band(guide, band_of(stored, band, bands), ys, xs, lattice, samples, stored)
         return samples
 
     def _lattice(self, requests: list[Request], height: int, width: int) -> tuple[int, int]:
@@ -200,12 +190,12 @@ class Engine:
             if r is None:
                 continue
             at = self.taps[r.source]
-            window = _source(r, ys[at], xs[at])
+            window = source_of(r, ys[at], xs[at])
             if at == count and lattice != (1, 1):
                 mine = tuple(Span(w.lo // k, (w.hi - 1) // k + 1, w.size // k)
                              for w, k in zip(window, lattice, strict=True))
-                thin = _union(thin, (mine[0], mine[1]))
-            wanted[at] = _union(wanted[at], window)
+                thin = union(thin, (mine[0], mine[1]))
+            wanted[at] = union(wanted[at], window)
         if all(w is None for w in wanted):
             return
         if thin is not None:
@@ -215,7 +205,7 @@ class Engine:
         for p in range(top, 0, -1):
             y, x = wanted[p]  # type: ignore[misc]
             part = self.encoder[p - 1]
-            wanted[p - 1] = _union(wanted[p - 1], (need(part, y, ys[p - 1]), need(part, x, xs[p - 1])))
+            wanted[p - 1] = union(wanted[p - 1], (need(part, y, ys[p - 1]), need(part, x, xs[p - 1])))
         y, x = wanted[0]  # type: ignore[misc]
         m = Map(as_format(guide[:, :, y.lo:y.hi, x.lo:x.hi].to(self.device, self.dtype)), y, x)
         for p in range(top + 1):
@@ -298,85 +288,6 @@ class Engine:
             near = F.pad(near, (*pads[1], *pads[0]), mode="replicate")
         data = pool(weights.to(self.dtype), as_format(near), scale, room)
         return Map(data, guide.y, guide.x)
-
-
-class Samples:
-    """Encoder maps where they were sampled; a coarser grid is read out of a finer one it is part of."""
-
-    def __init__(self, maps: list[tuple[Request, Tensor]]):
-        self.maps = maps
-
-    def fill(self, whole: Request, part: Request, m: Map) -> None:
-        """Put the rows ``part`` of the request ``whole`` in place, sampled from the encoder map ``m``."""
-        data = next((data for request, data in self.maps if request == whole), None)
-        if data is None:
-            data = empty(m.data, m.data.shape[1], whole.y.length, whole.x.length)
-            self.maps.append((whole, data))
-        values = sample(m.data, _mode(part, m), m.y, m.x, part.y, part.x)
-        data[:, :, part.y.within(whole.y), part.x.within(whole.x)] = values
-
-    def get(self, wanted: Request) -> Tensor:
-        for request, data in self.maps:
-            if request.source == wanted.source and request.sampling == wanted.sampling and _holds(request, wanted):
-                return sample(data, "nearest", request.y, request.x, wanted.y, wanted.x)
-        raise KeyError(wanted)
-
-
-def _mode(r: Request, m: Map) -> str:
-    if r.sampling == "none" and (m.y.size, m.x.size) != (r.y.size, r.x.size):
-        raise InputError(f"the encoder's map is {m.y.size} x {m.x.size}, the decoder's {r.y.size} x {r.x.size}, and "
-                         "the configuration says enc_resample: none; use nearest or bilinear")
-    return "antialias" if r.sampling == "bilinear" else "nearest"
-
-
-def _source(r: Request, height: int, width: int) -> Window:
-    mode = "antialias" if r.sampling == "bilinear" else "nearest"
-    return reads(mode, r.y, height), reads(mode, r.x, width)
-
-
-def _holds(fine: Request, coarse: Request) -> bool:
-    """Whether every position of the coarse request is a position that the fine one holds."""
-    for f, c in ((fine.y, coarse.y), (fine.x, coarse.x)):
-        if f.size % c.size or (fine.sampling == "bilinear" and f.size != c.size):
-            return False
-        k = f.size // c.size
-        if c.lo * k < f.lo or (c.hi - 1) * k >= f.hi:
-            return False
-    return True
-
-
-def _finest(requests: list[Request], sizes: list[tuple[int, int]]) -> list[Request]:
-    """The requests to store: of each map the finest grid, where the coarser ones are part of it."""
-    stored: list[Request] = []
-    for r in sorted(set(requests), key=lambda r: -r.y.size * r.x.size):
-        height, width = sizes[r.source]
-        for i, s in enumerate(stored):
-            if s.source != r.source or s.sampling != r.sampling:
-                continue
-            same = (s.y.size, s.x.size) == (r.y.size, r.x.size)
-            nested = r.sampling == "nearest" and not (s.y.size % r.y.size or s.x.size % r.x.size
-                                                      or height % s.y.size or width % s.x.size)
-            if same or nested:
-                ky, kx = s.y.size // r.y.size, s.x.size // r.x.size
-                stored[i] = s._replace(y=s.y.union(Span(r.y.lo * ky, (r.y.hi - 1) * ky + 1, s.y.size)),
-                                       x=s.x.union(Span(r.x.lo * kx, (r.x.hi - 1) * kx + 1, s.x.size)))
-                break
-        else:
-            stored.append(r)
-    return stored
-
-
-def _band(requests: list[Request], k: int, n: int) -> list[Request | None]:
-    """The k-th of n bands of rows of every request."""
-    parts: list[Request | None] = []
-    for r in requests:
-        lo, hi = r.y.lo + r.y.length * k // n, r.y.lo + r.y.length * (k + 1) // n
-        parts.append(r._replace(y=Span(lo, hi, r.y.size)) if hi > lo else None)
-    return parts
-
-
-def _union(a: Window | None, b: Window) -> Window:
-    return b if a is None else (a[0].union(b[0]), a[1].union(b[1]))
 
 
 def _sizes(chain: Sequence[Concat | nn.Module], n: int) -> list[int]:

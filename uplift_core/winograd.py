@@ -116,8 +116,8 @@ def _strip(padded: Tensor, transformed: Tensor, out: Tensor) -> None:
         for i in range(6):
             torch.bmm(each_tile, windows[i], out=data[i, r * across:(r + 1) * across])
     product = padded.new_empty(36, tiles, o)
-    for i in range(36):
-        torch.mm(data[i // 6, :, i % 6], transformed[i], out=product[i])
+    for i in range(6):
+        torch.bmm(data[i].transpose(0, 1), transformed[6 * i:6 * i + 6], out=product[6 * i:6 * i + 6])
     columns = (_BACK @ product.view(6, 6 * tiles * o)).view(4, 6, tiles * o)
     pixels = torch.bmm(_BACK.expand(4, 4, 6), columns)
     out[:] = pixels.view(4, 4, k, across, o).permute(2, 0, 3, 1, 4)
