@@ -78,3 +78,14 @@ def test_quality_on_photographs_never_trained_on():
         assert mean["UPLiFT"] - mean["bilinear latent"] > over_latent
         assert mean["UPLiFT + consistency"] - mean["bicubic"] > over_bicubic
         assert result.least_gain("UPLiFT + consistency", "bicubic") > 0
+
+
+def test_a_loaded_model_runs_fast_without_being_told(monkeypatch):
+    """With gradients wanted, "auto" would be the plain form: seconds and gigabytes for nothing."""
+    from uplift_core import engine, load
+
+    runs = []
+    monkeypatch.setattr(engine.Engine, "run", lambda self, *given, **more: runs.append(1) or [given[1]])
+    model = load("uplift-mini", device="cpu")
+    model(torch.rand(1, 3, 64, 64), torch.randn(1, 32, 8, 8))
+    assert runs

@@ -55,6 +55,8 @@ def test_out_of_memory_is_known_in_its_forms():
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 18 GB)"))
+    assert is_out_of_memory(RuntimeError("Invalid buffer size: 19.38 GiB"))
+    assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
     assert not is_out_of_memory(RuntimeError("size mismatch"))
 
 
@@ -80,3 +82,16 @@ def test_the_estimate_grows_with_the_picture_unless_tiled():
     tiled = [estimate_memory(model, side, side, 2, tile=512) for side in (1024, 2048)]
     assert whole[0] < whole[1] < whole[2]
     assert tiled[1] < whole[2]
+
+
+def test_devices_that_cannot_tell_their_free_memory(monkeypatch):
+    class Xpu:
+        get_device_properties = staticmethod(lambda index: type("P", (), {"total_memory": 8 << 30}))
+        memory_allocated = memory_reserved = staticmethod(lambda index: 1 << 30)
+
+        @staticmethod
+        def mem_get_info(index):
+            raise RuntimeError("The device does not support querying the available free memory")
+
+    monkeypatch.setattr(torch, "xpu", Xpu, raising=False)
+    assert free_memory(torch.device("xpu", 0)) == 7 << 30

@@ -28,6 +28,13 @@ OFFSETS: dict[int, tuple[tuple[int, int], ...]] = {
 """Neighbours ``(dy, dx)`` by their number n, row-major as in the published checkpoints."""
 
 
+def replicate(x: Tensor, pads: tuple[int, int, int, int]) -> Tensor:
+    """``x`` with its edges repeated (left, right, top, bottom)."""
+    if x.dtype == torch.bfloat16:  # torch 2.1 has no such kernel for it on CUDA
+        return F.pad(x.float(), pads, mode="replicate").to(x.dtype)
+    return F.pad(x, pads, mode="replicate")
+
+
 def reach(n: int) -> int:
     """How many value pixels away an attender of n neighbours looks: 1 or 2."""
     return max(dy for dy, _ in OFFSETS[n])
@@ -55,7 +62,7 @@ class LocalAttender(nn.Module):
             return pool_reference(weights, value)
         r = reach(self.n)
         with no_autocast(value.device.type):  # a mean of latents is as exact as they are
-            return pool(weights, F.pad(value, (r, r, r, r), mode="replicate"), weights.shape[2] // value.shape[2])
+            return pool(weights, replicate(value, (r, r, r, r)), weights.shape[2] // value.shape[2])
 
 
 def pool_reference(weights: Tensor, value: Tensor) -> Tensor:
@@ -63,7 +70,7 @@ def pool_reference(weights: Tensor, value: Tensor) -> Tensor:
     b, n, height, width = weights.shape
     h, w = value.shape[-2:]
     r = reach(n)
-    padded = F.pad(value, (r, r, r, r), mode="replicate")
+    padded = replicate(value, (r, r, r, r))
     shifted = torch.stack([padded[..., r + dy:r + dy + h, r + dx:r + dx + w] for dy, dx in OFFSETS[n]], 2)
     s = height // h
     pooled = shifted[:, :, :, :, None, :, None] * weights.view(b, 1, n, h, s, w, s)
@@ -88,11 +95,12 @@ def pool(weights: Tensor, padded: Tensor, scale: int, room: Tensor | None = None
 def _pool_in_place(weights: Tensor, padded: Tensor, s: int) -> Tensor:
     b, n, height, width = weights.shape
     h, w, r = height // s, width // s, reach(n)
-    maps = weights.reshape(b, n, 1, h, s, w, s)
-    out = padded.new_zeros(b, padded.shape[1], h, s, w, s)
+    exact = padded.to(torch.promote_types(padded.dtype, torch.float32))  # a sum of n terms loses much in half
+    maps = weights.to(exact.dtype).reshape(b, n, 1, h, s, w, s)
+    out = exact.new_zeros(b, padded.shape[1], h, s, w, s)
     for k, (dy, dx) in enumerate(OFFSETS[n]):
-        out.addcmul_(padded[:, :, r + dy:r + dy + h, None, r + dx:r + dx + w, None], maps[:, k])
-    return out.view(b, -1, height, width)
+        out.addcmul_(exact[:, :, r + dy:r + dy + h, None, r + dx:r + dx + w, None], maps[:, k])
+    return out.view(b, -1, height, width).to(padded.dtype)
 
 
 _BAG_ROWS = 4  # rows of the value map whose bags are made at a time: table and result stay in the cache

@@ -27,9 +27,17 @@ def back_project(image: Tensor, low: Tensor, rounds: int = 4) -> Tensor:
     target = low.to(image.device).float()
     for _ in range(rounds):
         missing = target - antialias(y, small)
-        change = F.interpolate(missing, size=size, mode="bicubic", align_corners=False)
+        change = bicubic(missing, size)
         y = change.add_(y).clamp_(0, 1)
     return y.clamp(0, 1).to(image.dtype)
+
+
+def bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic resize of ``b c h w`` to ``size``."""
+    try:
+        return F.interpolate(x, size=size, mode="bicubic", align_corners=False)
+    except NotImplementedError:  # MPS in older versions of torch
+        return F.interpolate(x.cpu(), size=size, mode="bicubic", align_corners=False).to(x.device)
 
 
 FAINT = 1 / 255
@@ -44,8 +52,7 @@ def make_consistent(image: Tensor, low: Tensor) -> Tensor:
     of a grey level or two that a network leaves in skies and walls goes. Two last rounds of back-projection make up for
     what was taken.
     """
-    plain = F.interpolate(low.to(image.device).float(), size=tuple(image.shape[2:]), mode="bicubic",
-                          align_corners=False).clamp_(0, 1)
+    plain = bicubic(low.to(image.device).float(), (image.shape[2], image.shape[3])).clamp_(0, 1)
     plain = back_project(plain, low)
     detail = back_project(image, low).float().sub_(plain)
     power = detail.square()

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attender import pool, pool_reference, reach
+from .attender import pool, pool_reference, reach, replicate
 from .layers import ConvBlock
 from .model import UPLiFT
 from .noise import Noise
@@ -285,7 +284,7 @@ class Engine:
         pads = [(i.lo - s.lo, s.hi - i.hi) for (s, _), i in zip(spans, inner, strict=True)]
         near = value.cut(inner[0], inner[1])
         if any(pads[0] + pads[1]):
-            near = F.pad(near, (*pads[1], *pads[0]), mode="replicate")
+            near = replicate(near, (*pads[1], *pads[0]))
         data = pool(weights.to(self.dtype), as_format(near), scale, room)
         return Map(data, guide.y, guide.x)
 

@@ -24,8 +24,9 @@ def load(name_or_path: str | os.PathLike[str] = "auto", *, device: str | torch.d
          dtype: str | torch.dtype = "auto", offline: bool | None = None,
          folders: Iterable[str | os.PathLike[str]] = (), operations: Any = nn,
          progress: Progress | None = None) -> UPLiFT:
-    """A model in eval mode, by known name (``sd15-vae``, ``dinov2-s14``, ``dinov3-splus16``, ``uplift-mini``) or by
-    file. ``auto``: ``sd15-vae`` if its weights are on this machine, else the bundled ``uplift-mini``.
+    """A model in eval mode, its parameters without gradients, by known name (``sd15-vae``, ``dinov2-s14``,
+    ``dinov3-splus16``, ``uplift-mini``) or by file. ``auto``: ``sd15-vae`` if its weights are on this machine, else the
+    bundled ``uplift-mini``.
 
     ``device`` and ``dtype``: ``auto``, names or torch's own objects. ``folders``: searched first for names.
     ``operations``: where module classes come from. ``progress(done, total)``: bytes of a download, should one be
@@ -38,4 +39,4 @@ def load(name_or_path: str | os.PathLike[str] = "auto", *, device: str | torch.d
         if reason:
             log.warning(reason)
     path = get(name_or_path, folders=folders, offline=offline, progress=progress)
-    return build(read_weights(path), operations=operations).to(device=where, dtype=number)
+    return build(read_weights(path), operations=operations).requires_grad_(False).to(device=where, dtype=number)

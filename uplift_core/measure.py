@@ -23,7 +23,8 @@ def start_peak(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at the peak so far: torch's allocations on a GPU, the resident set of the whole process on the CPU."""
+    """Bytes at the peak so far: torch's allocations on CUDA and XPU, else the resident set of the whole process (torch
+    counts no peak for MPS)."""
     counter = getattr(getattr(torch, device.type, None), "max_memory_allocated", None)
     if device.type in ("cuda", "xpu") and counter is not None:
         return int(counter(device))

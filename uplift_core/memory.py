@@ -40,11 +40,17 @@ def free_memory(device: torch.device) -> int:
     if device.type in ("cuda", "xpu") and module is not None:
         index = module.current_device() if device.index is None else device.index  # before torch 2.5 it must be named
         if hasattr(module, "mem_get_info"):
-            unused = module.memory_reserved(index) - module.memory_allocated(index)
-            return int(module.mem_get_info(index)[0] + unused)
+            try:
+                unused = module.memory_reserved(index) - module.memory_allocated(index)
+                return int(module.mem_get_info(index)[0] + unused)
+            except RuntimeError:
+                pass  # many Intel devices cannot tell
         held = module.memory_allocated(index) if hasattr(module, "memory_allocated") else 0
         return int(module.get_device_properties(index).total_memory - held)
-    return min(_machine(), *_containers())  # MPS devices share the machine's memory
+    cached = 0
+    if device.type == "mps":  # shares the machine's memory, and keeps what was freed
+        cached = int(torch.mps.driver_allocated_memory() - torch.mps.current_allocated_memory())
+    return min(_machine(), *_containers()) + max(0, cached)
 
 
 def _machine() -> int:
@@ -89,5 +95,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory",
-                  "status_alloc_failed",  # cuBLAS and cuDNN
+                  "status_alloc_failed", "unable to find an engine", "unable to find a valid cudnn",  # cuBLAS and cuDNN
+                  "invalid buffer size",  # MPS
+                  "out of device memory", "can not allocate memory",  # XPU
                   "out_of_device_memory", "out_of_host_memory", "error_out_of_resources")  # Level Zero, for XPU

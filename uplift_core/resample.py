@@ -113,7 +113,7 @@ def antialias(x: Tensor, size: tuple[int, int]) -> Tensor:
         return x
     if size[1] == 1 < size[0]:  # torch repeats the first row where the result is one wide
         return antialias(x.transpose(2, 3), (1, size[0])).transpose(2, 3)
-    if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):  # torch has no such kernel
+    if x.dtype == torch.bfloat16 or x.device.type == "cpu" and x.dtype == torch.float16:  # no such kernel everywhere
         return antialias(x.float(), size).to(x.dtype)
     if x.device.type in ("mps", "xpu"):  # some versions of torch have no such kernel there
         try:

@@ -164,15 +164,15 @@ def _tiled(job: Job, tile: int, meter: _Meter) -> Tensor:
             while waiting:
                 y, x_span = waiting.pop()
                 meter.start(engine, guide, plan := engine.plan((h, w), (y, x_span)))
-                failed = ""
+                failed, maps = "", None
                 try:
                     maps = engine.encode(guide, plan.requests)
                     out[:, :, y.lo:y.hi, x_span.lo:x_span.hi] = engine.decode(x, plan, maps, job.noise, i).data
-                    del maps
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
                     failed = str(error).splitlines()[0]
+                maps = None  # before the next tile's are made
                 if failed:  # outside the except block, so that the failed run's tensors are gone
                     _free_cache(job.model)
                     unit = engine.config.step_factor ** (i + 1)

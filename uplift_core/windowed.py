@@ -229,7 +229,7 @@ def _compiled_norm_relu() -> Any:
 def fold(conv: Any, norm: Any) -> Any:
     """The convolution with the batch norm behind it worked into its weights; the originals stay as they are."""
     scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
-    bias = 0 if conv.bias is None else conv.bias.float()
+    bias = 0 if conv.bias is None else conv.bias.float().to(norm.weight.device)
     folded = copy.copy(conv)
     folded._parameters = dict(conv._parameters)
     weight = conv.weight.float() * scale.to(conv.weight.device).view(-1, 1, 1, 1)

@@ -72,7 +72,8 @@ class UpliftTask:
             self.vae = load_vae(recipe.teacher.vae, device=device)
         else:
             self.backbone = load_backbone(recipe.teacher.backbone, device=device)
-        model = load(recipe.model.start, device="cpu") if recipe.model.start else UPLiFT(self._config())
+        start = recipe.model.start
+        model = load(start, device="cpu").requires_grad_() if start else UPLiFT(self._config())
         self._check(model.config)
         self.objective = self._wrap(model)
         self.cache = None
