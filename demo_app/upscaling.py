@@ -70,13 +70,13 @@ class Upscaler:
     """A loaded model with its codec, and the options for one picture after the other."""
 
     def __init__(self, app: App, options: Options, job: Job):
-        from uplift_core.vae.loading import BUNDLED_VAE
+        from uplift_core.upscaling import pins_pixels
 
         options.check()
         self.app, self.options, self.job = app, options, job
         self.net, self.model_name, self.note = app.shelf.model(options.model, job)
         self.codec, self.vae_name = app.shelf.vae(options.vae, self.net, job)
-        pinned = self.net.config.latent_space == BUNDLED_VAE  # as the command does
+        pinned = pins_pixels(self.net)  # as the command does
         self.consistency = {"auto": pinned, "on": True, "off": False}[options.consistency]
 
     def settings(self) -> dict[str, Any]:

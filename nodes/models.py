@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ..uplift_core.tiling import Progress, estimate_memory
 from ..uplift_core.vae.spaces import LATENT_SPACES
 from . import host
 
+log = logging.getLogger(__name__)
 FOLDER = "uplift"
 DOWNLOAD, BUNDLED = " (download)", " (bundled)"
 DTYPES = ["auto", "fp32", "fp16", "bf16"]
@@ -110,6 +112,9 @@ def load(name: str, dtype: str, progress: Progress | None = None) -> HostModel:
     Raises CheckpointError for a file that is missing or no UPLiFT, DownloadError, InputError.
     """
     path = locate(name)
+    if name.endswith(BUNDLED):
+        log.info("%s: the small bundled model, for photographs and the UPLiFT Tiny VAE; SD1.5 latents need the "
+                 "published weights or a file of your own", name)
     if path is None:
         path = registry.download(_plain(name), folder=folders()[0], progress=progress)
     device, away = management.get_torch_device(), management.unet_offload_device()

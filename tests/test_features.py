@@ -103,6 +103,7 @@ def test_sizes(scale, shape):
 
 @pytest.mark.parametrize("image", [
     Image.new("L", (15, 15), 90), Image.new("RGBA", (20, 17), (10, 200, 30, 40)), Image.new("RGB", (300, 7), "red"),
+    Image.new("RGB", (3000, 40), "blue"), Image.new("LA", (15, 15), (90, 30)),
     np.zeros((16, 16, 3), np.uint8)])
 def test_odd_pictures_give_finite_features_and_colours(image):
     found = features(image, scale=4)
@@ -320,6 +321,10 @@ def test_pca_does_not_lose_a_small_spread_on_a_large_mean():
 def test_constant_features_give_a_gray_picture():
     flat = DenseFeatures(torch.full((8, 5, 6), 3.3), (5, 6), 1.0)
     assert (fit_pca(flat).picture(flat) == 0.5).all()
+    near = similarity(flat, [(1, 1)])
+    assert (near > 0.999).all() and torch.isfinite(feature_mask(near, (5, 6))).all()
+    nothing = DenseFeatures(torch.zeros(8, 5, 6), (5, 6), 1.0)
+    assert torch.isfinite(similarity(nothing, [(1, 1)], [(2, 2)])).all()
     assert segments(flat, 3).max() == 0
 
 

@@ -1,5 +1,6 @@
 """Networks of others: found in torch.hub's folder, called as their own code wants it, never in a host's way."""
 
+import shutil
 import sys
 import types
 
@@ -36,12 +37,16 @@ LIFT = {"lift.py": "import torch\nclass LiFT(torch.nn.Module):\n"
                    "    def forward(self, image, low):\n"
                    "        assert tuple(image.shape[2:]) == tuple(n * self.patch_size for n in low.shape[2:])\n"
                    "        return self.gain * low.repeat_interleave(2, 2).repeat_interleave(2, 3)\n"}
+FEATUP = {"featup/__init__.py": "", "featup/upsamplers.py":
+          "import torch\nclass Stack(torch.nn.Module):\n    def forward(self, low, guide):\n"
+          f"        return {NEAREST.format('low', 'guide.shape[2:]')}\n"
+          "def get_upsampler(kind, dim):\n    assert (kind, dim) == ('jbu_stack', 384)\n    return Stack()\n"}
 FILES = {
     "anyup": {"hubconf.py": HUB.format(arguments="image, low, size", entry="anyup",
                                        result=NEAREST.format("low", "size"))},
     "loftup": {"hubconf.py": HUB.format(arguments="low, image", entry="loftup_dinov2s",
                                         result=NEAREST.format("low", "image.shape[2:]"))},
-    "jafar": JAFAR, "lift": LIFT,
+    "jafar": JAFAR, "lift": LIFT, "featup": FEATUP,
 }
 
 
@@ -64,7 +69,7 @@ def test_a_peer_is_called_as_its_own_code_wants_it(hub, name):
     expected = torch.nn.functional.interpolate(low, size=(48, 32), mode="nearest")
     assert torch.equal(PEERS[name].call(network, guide, low, (48, 32)), expected)
     assert getattr(network, "pretrained", False) is False
-    assert name in installed() and "featup" not in installed()
+    assert name in installed()
 
 
 def test_own_modules_of_a_peers_names_stay(hub, monkeypatch):
@@ -101,6 +106,7 @@ def test_features_a_peer_has_no_network_for(hub, name, features, says):
 
 
 def test_a_peer_that_is_not_here_or_is_broken(hub):
+    shutil.rmtree(folder_of("featup"))
     with pytest.raises(UpliftError, match="git clone https://github.com/mhamilton723/FeatUp"):
         folder_of("featup")
     (folder_of("anyup") / "hubconf.py").write_text("1 / 0\n")

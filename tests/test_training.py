@@ -178,6 +178,26 @@ def test_cache_is_used_and_changes_nothing(photos, codec, tmp_path, monkeypatch)
         assert torch.equal(value, states[1][name]) and torch.equal(value, states[2][name])
 
 
+def test_a_cache_is_made_when_it_is_needed_and_rid_of_what_the_dead_left(tmp_path):
+    assert LatentCache(tmp_path / "c", "vae").read("k") is None and not (tmp_path / "c").exists()
+    LatentCache(tmp_path / "c", "vae").write("k", torch.ones(2))
+    dead, living = (next((tmp_path / "c").iterdir()) / name for name in (".1.part", ".2.part"))
+    dead.touch()
+    living.touch()
+    os.utime(dead, (0, 0))
+    LatentCache(tmp_path / "c", "vae")
+    assert living.exists() and not dead.exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="not a folder"):
+        LatentCache(tmp_path / "file", "vae")
+
+
+def test_crops_of_another_zoom_have_another_key(photos):
+    keys = [Photos(photos, DataPart(size=32, crop="center", flips=False, zoom=zoom, cache="c"), 0)[0]["key"]
+            for zoom in (1.0, 2.0)]
+    assert keys[0] != keys[1]
+
+
 def test_two_processes_write_the_same_cache(tmp_path):
     code = ("import sys, torch; from pathlib import Path; from uplift_core.training.latent_cache import LatentCache\n"
             "c = LatentCache(Path(sys.argv[1]), 'v')\n"
@@ -404,10 +424,35 @@ def test_a_stopped_run_goes_on(photos, codec, tmp_path):
     first = Trainer(recipe(), photos, tmp_path / "b", teacher=codec, cpu=True)
     with pytest.raises(Cancelled, match="step 3"):
         first.run(progress=seen.append, should_stop=lambda: len(seen) == 3)
-    with pytest.raises(InputError, match="'data' differs"):
-        Trainer(recipe(data__batch=3), photos, tmp_path / "b", teacher=codec, cpu=True).run(resume=True)
+    for change, part in (({"data__batch": 3}, "data"), ({"optimizer__name": "adamw"}, "optimizer"),
+                         ({"run__seed": 9}, "run"), ({"teacher__vae": "another"}, "teacher")):
+        with pytest.raises(InputError, match=f"'{part}' differs"):
+            Trainer(recipe(**change), photos, tmp_path / "b", teacher=codec, cpu=True).run(resume=True)
     path = Trainer(recipe(), photos, tmp_path / "b", teacher=codec, cpu=True).run(resume=True)
     assert _same(path, whole)
+
+
+def test_the_rate_rises_falls_and_the_gradient_is_clipped(photos, codec, tmp_path):
+    run = recipe(run__steps=8, optimizer={"name": "adamw", "lr": 1e-3, "weight_decay": 0.1, "warmup": 4, "decay": 0.25,
+                                          "clip": 1e-3, "ema": 0})
+    trainer = Trainer(run, photos, tmp_path / "out", teacher=codec, cpu=True)
+    assert isinstance(trainer.make_optimizer(), torch.optim.AdamW)
+    trainer.run()
+    with (tmp_path / "out" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    rates = [float(row["rate"]) for row in rows]
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3, 1e-3, 0.5e-3])
+    assert all(float(row["grad_norm"]) > 1e-3 for row in rows)  # before it is clipped
+
+
+def test_tensorboard_has_the_log(photos, codec, tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    Trainer(recipe(), photos, tmp_path / "out", teacher=codec, cpu=True, tensorboard=True).run()
+    events = reader.EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    events.Reload()
+    with (tmp_path / "out" / "log.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses, rel=1e-5)
 
 
 def test_previews_are_pictures(photos, codec, tmp_path):

@@ -20,7 +20,7 @@ from .model import UPLiFT, imagenet_normalise
 from .noise import SeededNoise
 from .resample import antialias
 from .tiling import Job, Progress, choose_tile, run, steps_for
-from .vae.spaces import check_pair
+from .vae.spaces import BUNDLED_VAE, check_pair
 
 MAX_FACTOR = 8
 Picture = TypeVar("Picture")
@@ -94,7 +94,7 @@ def _item(progress: Progress | None, i: int, n: int) -> Progress | None:
 
 def upscale_image(model: UPLiFT, vae: Any, image: Picture, *, scale: float = 2, seed: int = 0,
                   noise_strength: float = 1.0, tile: str | int | None = "auto",
-                  memory_budget: int | str | None = None, color_fix: str = "mean", consistency: bool = False,
+                  memory_budget: int | str | None = None, color_fix: str = "mean", consistency: bool | None = None,
                   progress: Progress | None = None, should_stop: Callable[[], bool] | None = None) -> Picture:
     """Enlarge a picture by any factor above 1, up to 8; the same kind of thing comes back as went in.
 
@@ -105,7 +105,7 @@ def upscale_image(model: UPLiFT, vae: Any, image: Picture, *, scale: float = 2, 
 
     vae: a codec of :func:`uplift_core.load_vae` (anything with ``encode``, ``decode`` and ``latent_space``).
     color_fix: one of none, mean, adain, wavelet. consistency: pin the result to the given pixels by back-projection
-    and take faint unrest out (make_consistent).
+    and take faint unrest out (make_consistent); None: for the bundled model only, which needs it (``pins_pixels``).
     The other options are those of :func:`upscale_latents`.
     """
     check_options(scale, color_fix)
@@ -113,10 +113,17 @@ def upscale_image(model: UPLiFT, vae: Any, image: Picture, *, scale: float = 2, 
     parse_bytes(memory_budget)
     SeededNoise(seed, noise_strength)
     check_pair(model.config.latent_space, vae.latent_space)
+    if consistency is None:
+        consistency = pins_pixels(model)
     low, restore = _to_tensor(image)
     result = _upscale(model, vae, low, scale, seed, noise_strength, tile, memory_budget, color_fix, consistency,
                       progress, should_stop)
     return restore(result)
+
+
+def pins_pixels(model: UPLiFT) -> bool:
+    """Whether pictures of this model are made consistent with the given pixels unless the user says otherwise."""
+    return model.config.latent_space == BUNDLED_VAE
 
 
 def check_options(scale: float, color_fix: str) -> None:

@@ -14,7 +14,8 @@ from rich.table import Table
 from ..errors import Cancelled, ConfigError, InputError, MissingExtra
 
 _RECIPE = typer.Argument(metavar="CONFIG", help="A recipe file (YAML) or the name of one that comes with uplift.")
-_DATA = typer.Option(None, "--data", help="Folder of pictures, searched recursively.")
+_DATA = typer.Option(None, "--data", help="Folder of pictures, searched recursively; default: the recipe's "
+                     "data.folder.")
 _OUT = typer.Option(None, "-o", "--out", help="Folder of the run; default: runs/NAME.")
 _RESUME = typer.Option(False, "--resume", help="Go on from the last snapshot in the folder of the run.")
 _DRY = typer.Option(False, "--dry-run", help="Show parameters, memory, steps and time; write nothing.")
@@ -51,11 +52,12 @@ def _run(config: str, data: Path | None, out: Path | None, resume: bool, dry_run
     if recipe.is_codec != codec:
         kind, command = ("a codec", "train-vae") if recipe.is_codec else ("an UPLiFT", "train")
         raise ConfigError(f"{config} is a recipe for {kind}; use uplift {command}")
-    if data is None:
-        raise InputError("name a folder of pictures with --data")
+    if data is None and not recipe.data.folder:
+        raise InputError("name a folder of pictures with --data, or in the recipe as data.folder")
     if threads:
         torch.set_num_threads(threads)
     folder = out or Path("runs") / recipe.name
+    data = data or Path(recipe.data.folder).expanduser()
     trainer = Trainer(recipe, data, folder, cpu=cpu, tensorboard=tensorboard)
     console = Console(stderr=True)
     if dry_run:

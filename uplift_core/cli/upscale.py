@@ -22,9 +22,8 @@ from ..measure import peak_memory, start_peak
 from ..memory import parse_bytes
 from ..pictures import upscale_picture
 from ..registry import default_model
-from ..upscaling import check_options, parse_tile
+from ..upscaling import check_options, parse_tile, pins_pixels
 from ..vae import load_vae
-from ..vae.loading import BUNDLED_VAE
 from ..version import __version__
 
 
@@ -75,7 +74,7 @@ def upscale(
     parameter = next(net.parameters())
     codec = load_vae(vae or _default_vae(net.config.latent_space), device=parameter.device, dtype=parameter.dtype)
     if consistency is None:
-        consistency = net.config.latent_space == BUNDLED_VAE
+        consistency = pins_pixels(net)
     settings = {"version": __version__, "model": named, "vae": vae or net.config.latent_space, "scale": scale,
                 "seed": seed, "noise": noise, "color_fix": color_fix, "consistency": consistency,
                 "dtype": str(parameter.dtype).removeprefix("torch.")}

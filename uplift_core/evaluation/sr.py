@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..color import match_color
-from ..consistency import back_project, make_consistent
+from ..consistency import make_consistent
 from ..errors import InputError, MissingExtra
 from ..imageio import find_pictures, read_picture
 from ..model import UPLiFT
@@ -90,7 +90,7 @@ def enlarge_all(model: UPLiFT, vae: Codec, original: Tensor, scale: int, seed: i
     fixed = match_color(ours, low, "mean").clamp(0, 1)
     bicubic = F.interpolate(low, scale_factor=scale, mode="bicubic", align_corners=False).clamp(0, 1)
     return dict(zip(METHODS, (nearest, bilinear, ours, fixed, make_consistent(fixed, low),
-                              vae.decode(vae.encode(original)), bicubic, back_project(bicubic, low)), strict=True))
+                              vae.decode(vae.encode(original)), bicubic, make_consistent(bicubic, low)), strict=True))
 
 
 def evaluate_sr(model: UPLiFT, vae: Codec, data: str | Path, *, scale: int = 2, crop: int | None = 256, seed: int = 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import uuid
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
+_ABANDONED = 3600.0  # seconds after which an unfinished file is nobody's
+
 
 class LatentCache:
     """A folder of latents under keys. Files appear whole or not at all, so that several processes may share it and
@@ -21,10 +24,14 @@ class LatentCache:
 
     def __init__(self, folder: Path, owner: str):
         self.folder, self.owner = folder, owner
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder} cannot be made as the latent cache ({error.strerror})") from None
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"the latent cache {folder} is not a folder; choose another in data.cache")
+        for part in folder.glob("??/.*.part"):  # of a process that died while it wrote
+            try:
+                if time.time() - part.stat().st_mtime > _ABANDONED:
+                    part.unlink()
+            except OSError:
+                continue  # another process was quicker
 
     def path(self, key: str) -> Path:
         name = hashlib.sha256(f"{self.owner}:{key}".encode()).hexdigest()
@@ -40,10 +47,12 @@ class LatentCache:
     def write(self, key: str, latent: Tensor) -> None:
         path = self.path(key)
         part = path.with_name(f".{uuid.uuid4().hex}.part")
-        path.parent.mkdir(exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(safetensors.torch.save({"latent": latent.detach().cpu().contiguous()}))
             os.replace(part, path)
+        except OSError as error:
+            raise InputError(f"the latent cache {self.folder} cannot be written ({error.strerror})") from None
         finally:
             part.unlink(missing_ok=True)
 

@@ -75,8 +75,8 @@ class Photos(Dataset):
                 continue
             repeat = epoch % self.part.crops_per_photo if self.part.crops_per_photo else epoch
             crop = self._crop(pixels.shape[0], pixels.shape[1], np.random.default_rng((self.seed, chosen, repeat)))
-            return {"image": _cut(pixels, crop, self.part.size), "key": f"{content}:{self.part.size}:{crop}",
-                    "broken": "\n".join(broken)}
+            key = f"{content}:{self.part.size}:{self.part.zoom:g}:{crop}"
+            return {"image": _cut(pixels, crop, self.part.size), "key": key, "broken": "\n".join(broken)}
         raise InputError(f"{self.folder}: {len(broken)} pictures in a row cannot be read; the first: {broken[0]}")
 
     def _pixels(self, index: int) -> tuple[np.ndarray, str]:

@@ -48,7 +48,9 @@ class TeacherPart:
 
 @dataclass(frozen=True)
 class DataPart:
-    """Pictures. ``size``: the side S of a crop. ``depths``: for each d the input is S / 2^d and d steps are taken.
+    """Pictures of ``folder`` (the command's --data comes before it).
+
+    ``size``: the side S of a crop. ``depths``: for each d the input is S / 2^d and d steps are taken.
 
     ``crop``: random or center, after a resize of the shorter side to S times up to ``zoom`` (random, at least 1).
     ``crops_per_photo``: how many different crops a picture has before they come again (0: no end). ``flips``: mirror,
@@ -56,6 +58,7 @@ class DataPart:
     ``keep``: memory for decoded pictures (each worker's own). ``cache``: a folder for latents (empty: none).
     """
 
+    folder: str = ""
     size: int = 256
     depths: tuple[int, ...] = (1, 2)
     batch: int = 8

@@ -65,6 +65,8 @@ class Trainer:
             make_task(recipe, self.device) if teacher is None else UpliftTask(recipe, self.device, teacher))
         self.photos = Photos(data, recipe.data, recipe.run.seed, parse_bytes(recipe.data.keep or None) or 0)
         self.tensorboard = tensorboard
+        if tensorboard:
+            _summary_writer()
         self.broken: dict[str, None] = {}
         self.ema: dict[str, Tensor] = {}
 
@@ -180,7 +182,10 @@ class Trainer:
 
     def _check_same_recipe(self, notes: dict[str, Any], snapshot: Path) -> None:
         theirs, ours = notes["recipe"], self.recipe.to_dict()
-        for part in ("model", "codec", "autoencoder", "data", "latents", "loss", "loss_floor"):
+        for recipe in (theirs, ours):  # of the run, what changes the numbers; its length may be changed
+            recipe["run"] = {name: recipe["run"].get(name) for name in ("seed", "precision")}
+        for part in ("model", "teacher", "codec", "autoencoder", "data", "latents", "optimizer", "run", "loss",
+                     "loss_floor"):
             if _plain(theirs.get(part)) != _plain(ours.get(part)):
                 raise InputError(f"{snapshot} was made with another recipe: '{part}' differs. Use the same recipe, or "
                                  "another --out")
@@ -255,6 +260,14 @@ class Trainer:
             self.task.objective.train()
 
 
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtra("tensorboard", "train", "Writing TensorBoard logs") from None
+    return SummaryWriter
+
+
 class _Log:
     """``log.csv``, cut back to where a resumed run goes on, and TensorBoard beside it when wanted."""
 
@@ -272,11 +285,7 @@ class _Log:
         self.file = path.open("a", newline="", encoding="utf-8")
         self.board = None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise MissingExtra("tensorboard", "train", "Writing TensorBoard logs") from None
-            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step)
+            self.board = _summary_writer()(str(out / "tensorboard"), purge_step=first_step)
 
     def row(self, step: int, loss: float, rate: float, norm: float, speed: float) -> None:
         csv.writer(self.file).writerow([step, f"{loss:.8g}", f"{rate:.6g}", f"{norm:.4g}", f"{speed:.3g}"])
@@ -293,5 +302,5 @@ class _Log:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items() if key not in ("workers", "keep", "cache")}
+        return {key: _plain(v) for key, v in value.items() if key not in ("folder", "workers", "keep", "cache")}
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -29,7 +29,7 @@ from .building import build, make_codec
 from .codec import Codec, KLCodec, PatchCodec, TinyCodec
 from .layouts import NotAVae, Shape, kl_keys, recognise, tiny_half
 from .patchnet import PatchNet, PatchNetConfig
-from .spaces import LATENT_SPACES, spaces_with
+from .spaces import BUNDLED_VAE, LATENT_SPACES, spaces_with
 from .spaces import latent_space as space_of
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,6 @@ ALIASES = {
 }
 """Short names for VAEs on the hub, as ``owner/name`` or ``owner/name:subfolder``."""
 
-BUNDLED_VAE = "tiny"
 """The name of the codec that comes with the package."""
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors",

@@ -25,6 +25,9 @@ class LatentSpace:
     vae: str = ""
 
 
+BUNDLED_VAE = "tiny"
+"""The codec that comes along."""
+
 LATENT_SPACES = {
     "sd15": LatentSpace("Stable Diffusion 1.x and 2.x", 4, 8, 0.18215,
                         vae="the VAE of Stable Diffusion 1.x or 2.x, such as vae-ft-mse-840000-ema-pruned.safetensors, "
@@ -32,8 +35,12 @@ LATENT_SPACES = {
     "sdxl": LatentSpace("SDXL", 4, 8, 0.13025, vae="the VAE of SDXL, such as sdxl_vae.safetensors, or TAESDXL"),
     "sd3": LatentSpace("Stable Diffusion 3", 16, 8, 1.5305, 0.0609, vae="the VAE of Stable Diffusion 3, or TAESD3"),
     "flux": LatentSpace("Flux", 16, 8, 0.3611, 0.1159, vae="the VAE of Flux, often named ae.safetensors, or TAEF1"),
-    "tiny": LatentSpace("the bundled tiny codec", 32, 8, 1.0, vae="the bundled VAE 'tiny'"),
+    BUNDLED_VAE: LatentSpace("the bundled tiny codec", 32, 8, 1.0, vae="the bundled VAE 'tiny'"),
 }
+
+
+BACKBONE_SPACES = ("dinov2-s14", "dinov3-splus16")
+"""What models of features name instead of a latent space."""
 
 
 def latent_space(name: str) -> LatentSpace:
@@ -81,6 +88,10 @@ def check_pair(model_space: str, vae_space: str) -> None:
     theirs = LATENT_SPACES.get(vae_space)
     vae = f"'{vae_space}'" + (f" ({theirs.title})" if theirs else "")
     ours = LATENT_SPACES.get(model_space)
+    if ours is None and model_space not in BACKBONE_SPACES:
+        raise InputError(f"the model upscales latents of '{model_space}' and the VAE makes {vae} latents: the result "
+                         f"would be noise. Load the VAE that the model was trained with (its file's metadata says "
+                         f"latent_space: {model_space})")
     if ours is None:
         raise InputError(f"the model was trained on '{model_space}', which is no latent space of a VAE, and the VAE "
                          f"makes {vae} latents. Choose a model made for VAE latents, such as sd15-vae")

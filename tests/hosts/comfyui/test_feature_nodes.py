@@ -162,6 +162,14 @@ def test_odd_sizes_and_one_color(comfy, put, saved, height, width):
     assert saved("pca").shape == (1, height, width, 3) and saved("pca").isfinite().all()
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_gray_and_alpha(comfy, put, saved, channels):
+    image = some_image(1, 20, 30)
+    path = put(torch.cat([image, torch.full((1, 20, 30, 1), 0.4)], 3) if channels == 4 else image[..., :1], "odd")
+    comfy.run(features_graph(path))
+    assert saved("pca").shape == (1, 20, 30, 3) and saved("pca").isfinite().all()
+
+
 def test_backbone_out_of_reach(comfy, put):
     """The published weights are not here and there is no network: file, address and folder are named."""
     run = features_graph(put(some_image()), backbone="dinov2-s14", scale="1x")
