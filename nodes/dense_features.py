@@ -14,9 +14,10 @@ import torch
 from comfy_api.latest import io
 
 from ..uplift_core.dense import DenseFeatures, dense_features
+from ..uplift_core.errors import InputError
 from ..uplift_core.features import pca_pictures
 from . import backbones, host, models, options
-from .feature_maps import HostFeatures, UpliftFeatures
+from .feature_maps import HostFeatures, UpliftFeatures, checked
 from .pictures import room, to_core
 from .run import carry_out
 
@@ -47,19 +48,26 @@ class UPLiFTDenseFeatures(io.ComfyNode):
                 options.tile(),
                 models.UpliftModel.Input("model", optional=True,
                                          tooltip="The UPLiFT of another backbone; the two DINO models have theirs."),
+                UpliftFeatures.Input("colors_of", optional=True,
+                                     tooltip="Features of the same backbone whose PCA colours are taken, so that two "
+                                             "pictures can be compared."),
             ],
             outputs=[UpliftFeatures.Output(display_name="UPLIFT_FEATURES", tooltip="For the other feature nodes."),
                      io.Image.Output(display_name="PCA", tooltip="The three main directions of the features as red, "
                                                                  "green and blue.")])
 
     @classmethod
-    def execute(cls, image: Any, backbone: str, resolution: int, scale: str, tile: str, model: Any = None
-                ) -> io.NodeOutput:
+    def execute(cls, image: Any, backbone: str, resolution: int, scale: str, tile: str, model: Any = None,
+                colors_of: Any = None) -> io.NodeOutput:
         host.choice("scale", scale, SCALES)
         host.number("resolution", resolution, 0, 8192)
         side, fine = options.chosen_tile(tile), scale if scale == "pixel" else int(scale.removesuffix("x"))
         pictures = to_core(image)
+        like = None if colors_of is None else checked(colors_of).maps
         vit = backbones.load(backbone)
+        if like is not None and like[0].shape[0] != vit.backbone.channels:
+            raise InputError(f"colors_of has {like[0].shape[0]} channels, features of {backbone} have "
+                             f"{vit.backbone.channels}; connect features of the same backbone")
         network: Any = "auto"
         bar = host.Bar(len(pictures))
         if fine != 1:
@@ -84,7 +92,7 @@ class UPLiFTDenseFeatures(io.ComfyNode):
                     weakref.finalize(found, _remove, path)
                 return found
             maps.append(carry_out(work, side))
-        shown = pca_pictures(maps)
+        shown = pca_pictures(maps, like)
         out = room(len(maps), *shown[0].shape[1:])
         for i, picture in enumerate(shown):
             out[i] = picture.movedim(0, -1)

@@ -301,6 +301,7 @@ def test_pca_is_joint_stable_and_in_range():
     found, regions = planted()
     other = DenseFeatures(found.data.flip(2), found.image_size, 2.0)
     one, two = pca_pictures([found, other])
+    assert torch.equal(pca_pictures([other], like=[found, other])[0], two)
     assert difference(two.flip(2), one) < TOLERANCE and one.min() >= 0 and one.max() <= 1
     assert torch.equal(fit_pca([found, other]).components, fit_pca([found, other]).components)
     pca = fit_pca(found)

@@ -206,11 +206,11 @@ def click_to_inpaint() -> None:
 def gallery() -> None:
     graph = Graph("UPLiFT 7 What DINO sees")
     loaded = graph.add("UPLiFTSamplePhoto", (0, 0), (300, 60), ["astronaut"])
-    coarse = graph.add("UPLiFTDenseFeatures", (340, 0), (320, 200), ["dinov3-splus16", 448, "1x", "auto"],
-                       title="Backbone alone", image=(loaded, 0))
-    fine = graph.add("UPLiFTDenseFeatures", (340, 260), (320, 200), ["dinov3-splus16", 448, "pixel", "auto"],
+    fine = graph.add("UPLiFTDenseFeatures", (340, 280), (320, 220), ["dinov3-splus16", 448, "pixel", "auto"],
                      title="UPLiFT", image=(loaded, 0))
-    large = graph.add("ImageScale", (700, 0), (300, 130), ["nearest-exact", 448, 448, "disabled"], image=(coarse, 1))
+    coarse = graph.add("UPLiFTDenseFeatures", (340, 0), (320, 220), ["dinov3-splus16", 448, "1x", "auto"],
+                       title="Backbone alone, in the same colours", image=(loaded, 0), colors_of=(fine, 0))
+    large = graph.add("ImageScale", (700, 0), (300, 130), ["nearest-exact", 448, 0, "disabled"], image=(coarse, 1))
     both = graph.add("ImageStitch", (700, 190), (300, 150), ["right", True, 8, "white"], image1=(large, 0),
                      image2=(fine, 1))
     graph.add("PreviewImage", (1040, 0), (760, 460), images=(both, 0))

@@ -76,14 +76,16 @@ def fit_pca(features: DenseFeatures | Sequence[DenseFeatures]) -> PCA:
     sign = found.gather(1, found.abs().argmax(1, keepdim=True)).sign()
     components[:len(found)] = found * sign
     unscaled = PCA((origin + mean).float(), components.float(), torch.zeros(3), torch.ones(3))
-    seen = torch.cat([_thin(unscaled.project(one).flatten(1), 1 << 18) for one in maps], 1)
+    share = min(1 << 18, (1 << 23) // len(maps))  # older torch takes no more than 2^24 values for quantiles
+    seen = torch.cat([_thin(unscaled.project(one).flatten(1), share) for one in maps], 1)
     ends = torch.quantile(seen, torch.tensor([0.01, 0.99]), dim=1) if seen.shape[1] > 1 else seen.T.repeat(2, 1)
     return PCA(unscaled.mean, unscaled.components, ends[0], ends[1])
 
 
-def pca_pictures(features: Sequence[DenseFeatures]) -> list[Tensor]:
-    """PCA pictures ``3 h w`` in [0, 1] of several maps (pictures, steps, methods) in the same colours."""
-    pca = fit_pca(features)
+def pca_pictures(features: Sequence[DenseFeatures], like: Sequence[DenseFeatures] | None = None) -> list[Tensor]:
+    """PCA pictures ``3 h w`` in [0, 1] of several maps (pictures, steps, methods) in the same colours: their own, or
+    those of the maps ``like``."""
+    pca = fit_pca(features if like is None else like)
     return [pca.picture(one) for one in features]
 
 

@@ -69,6 +69,18 @@ def test_pca_is_the_core(comfy, put, saved, core, scale, resolution):
     assert got.shape == expected.shape and (got - expected).abs().max() < 1e-3
 
 
+def test_colors_of_other_features(comfy, put, saved, core):
+    image = some_image()
+    run = features_graph(put(image), {})
+    run["coarse"] = {"class_type": "UPLiFTDenseFeatures", "inputs": {**run["features"]["inputs"], "scale": "1x",
+                                                                     "colors_of": ["features", 0]}}
+    run |= graph(pca=("ProbeSave", {"value": ("coarse", 1), "name": "pca"}))
+    comfy.run(run)
+    fine, coarse = (core(image[0].movedim(-1, 0), scale=scale) for scale in ("pixel", 1))
+    expected = pca_pictures([coarse], like=[fine])[0].movedim(0, -1)
+    assert (saved("pca")[0] - expected).abs().max() < 1e-3
+
+
 def test_mask_and_heat_map(comfy, put, saved, core):
     image = some_image()
     outputs, _ = comfy.run(features_graph(put(image), mask_nodes()))
