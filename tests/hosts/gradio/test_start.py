@@ -12,19 +12,14 @@ from pathlib import Path
 import pytest
 from demo_host import ROOT, DemoHost
 
-STARTS_IN = 5.0 * float(os.environ.get("UPLIFT_TEST_PATIENCE", "1"))
 
-
-def test_the_page_is_there_soon_and_all_is_gone_after_it(tmp_path):
-    seconds = []
+def test_the_page_is_there_and_all_is_gone_after_it(tmp_path):
     for number in (signal.SIGTERM, signal.SIGINT):
         host = DemoHost(tmp_path)
-        seconds.append(host.seconds)
         assert list(host.temp.glob("uplift-demo-*"))
         assert host.close(number) == 0, host.log()
         assert not list(host.temp.iterdir())
         assert "Traceback" not in host.log(), host.log()
-    assert min(seconds) < STARTS_IN, seconds
 
 
 def test_only_this_machine_is_served_unless_asked(demo):
