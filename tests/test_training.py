@@ -582,3 +582,17 @@ def test_dry_run_writes_nothing(photos, tmp_path):
     for word in ("trained parameters", "20,000", "time per step", "GB"):
         assert word in done.stdout
     assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_of_an_uplift_with_the_folder_in_the_recipe(photos, tmp_path):
+    command = [sys.executable, "-m", "uplift_core.cli", "train", "uplift-mini", "--dry-run", "--cpu"]
+    changes = (f"data.folder={photos}", f"data.cache={tmp_path / 'cache'}", "data.size=64", "data.batch=1",
+               "model.linear_start=false", "run.precision=fp32")
+    for change in changes:
+        command += ["--set", change]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True,
+                          env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+    assert "8,500" in done.stdout and not list(tmp_path.iterdir())
+    done = subprocess.run(command[:command.index("--cpu")], capture_output=True, text=True)
+    assert done.returncode == 1 and "data.folder" in done.stderr
