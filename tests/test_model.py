@@ -52,7 +52,7 @@ def configs(draw):
         latent_mean=(0.5,) * channels if scaled else (), latent_std=(2.0,) * channels if scaled else ())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(configs(), st.integers(2, 7), st.integers(2, 7), st.integers(1, 2), st.sampled_from([8, 16, 40]))
 def test_plain_fast_and_tiled_agree(config, h, w, steps, tile):
     model = ruled(config)

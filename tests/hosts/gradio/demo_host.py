@@ -72,6 +72,8 @@ class DemoHost:
             return bytes(answer.read())
 
     def client(self, **options: Any) -> Client:
+        # On busy cores the page may be silent for long; a client that gives up is taken for a closed tab.
+        options.setdefault("httpx_kwargs", {"timeout": 240})
         return Client(self.url, verbose=False, download_files=self.home / "downloads", **options)
 
     def close(self, number: int = signal.SIGTERM) -> int:
