@@ -1,12 +1,8 @@
 #!/usr/bin/env bash
-# Everything the project is checked with, from nothing: an environment of its own, linter, types, all tests.
-# UPLIFT_TORCH names other torch packages than the tested ones, UPLIFT_PYTHON another interpreter.
+# Everything the project is checked with, from nothing: its environment (see environment.sh), linter, types, all tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ -x .venv/bin/python ] || "${UPLIFT_PYTHON:-python3}" -m venv .venv
-# shellcheck disable=SC2086
-.venv/bin/python -m pip install --quiet ${UPLIFT_TORCH:-torch==2.14.1 torchvision==0.29.1}
-.venv/bin/python -m pip install --quiet --editable ".[test]"
+bash tools/environment.sh
 .venv/bin/ruff check .
 .venv/bin/mypy
 .venv/bin/python -m pytest "$@"
