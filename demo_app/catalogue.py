@@ -89,11 +89,9 @@ def table(shelf: Shelf) -> list[list[str]]:
 def backbone_file(one: Other) -> Path | None:
     """Where the core would find the weights of a backbone without the network."""
     from uplift_core import hub
-    from uplift_core.registry import model_folders
+    from uplift_core.backbones import in_folders
 
-    name = one.repo.partition("/")[2]
-    candidates = (folder / n for folder in model_folders() for n in (f"{name}.safetensors", name))
-    return next((path for path in candidates if path.exists()), None) or hub.cached(one.repo, one.files[-1])
+    return in_folders(one.repo.partition("/")[2]) or hub.cached(one.repo, one.files[-1])
 
 
 def download(pack: str, offline: bool, job: Job) -> str:

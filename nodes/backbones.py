@@ -11,12 +11,11 @@ import comfy.model_management as management
 import folder_paths
 import torch
 
-from ..uplift_core.backbones import BACKBONES, Backbone, import_timm, load_backbone
+from ..uplift_core.backbones import BACKBONES, SUFFIXES, Backbone, import_timm, load_backbone
 from ..uplift_core.errors import InputError
 from . import host
 
 FOLDER = "uplift_backbones"
-SUFFIXES = {".safetensors", ".bin", ".pth"}
 
 if importlib.util.find_spec("timm") is None:
     # Without it the nodes are no use, and an entry in the menu that can only fail helps nobody.
@@ -64,7 +63,7 @@ def load(name: str) -> HostBackbone:
     """Raises InputError, CheckpointError, DownloadError, MissingExtra."""
     device, away = management.get_torch_device(), management.unet_offload_device()
     with torch.inference_mode(False):
-        backbone = load_backbone(locate(name), device="cpu")
+        backbone = load_backbone(locate(name), device="cpu", folders=folder_paths.get_folder_paths(FOLDER))
         parameters = sum(p.numel() for p in backbone.module.parameters())
         backbone.to(away, host.preferred_dtype(device, parameters))
         return HostBackbone(backbone, host.patcher_class()(backbone.module, load_device=device, offload_device=away))

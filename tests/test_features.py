@@ -217,9 +217,12 @@ def test_a_network_in_the_hubs_folder_is_used(monkeypatch, tmp_path):
 def test_a_hub_out_of_reach_is_told_with_file_address_and_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     with pytest.raises(DownloadError) as caught:
-        load_backbone("vit_tiny_patch16_dinov3_qkvb.lvd1689m" if timm.is_model("vit_tiny_patch16_dinov3_qkvb")
-                      else "vit_tiny_patch16_224.augreg_in21k", offline=True)
+        load_backbone("vit_tiny_patch16_224.augreg_in21k", offline=True)
     assert all(part in str(caught.value) for part in ("model.safetensors", "https://", str(tmp_path)))
+    with pytest.raises(InputError, match="nonsense"):
+        load_backbone("vit_tiny_patch16_224.nonsense", offline=True)
+    with pytest.raises(InputError, match="no weights"):
+        load_backbone("vit_small_patch16_18x2_224", offline=True)
 
 
 def test_a_backbone_by_local_file_and_from_the_models_folder(monkeypatch, tmp_path):

@@ -1,23 +1,35 @@
 """``uplift features``, run as a user runs it, with random weights."""
 
+import io
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-pytest.importorskip("timm", reason="timm is not installed")
+from hub_standin import HubStandIn
+
+timm = pytest.importorskip("timm", reason="timm is not installed")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+WEIGHTS = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+
+
 def run(folder, *words, **more):
-    command = [sys.executable, "-m", "uplift_core.cli", "features", *map(str, words), "--backbone",
-               "vit_tiny_patch16_224"]
+    return python(folder, "-m", "uplift_core.cli", "features", *map(str, words), "--backbone", "vit_tiny_patch16_224",
+                  **more)
+
+
+def python(folder, *words, **more):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **more}
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=folder, env=environment,
+                          check=False)
 
 
 @pytest.mark.slow
@@ -48,3 +60,50 @@ def test_errors_are_one_line_and_leave_nothing(tmp_path):
     done = run(tmp_path, "a.png", "--random-weights", "--similar", "99,1")
     assert done.returncode == 1 and "outside" in done.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.fixture
+def alone(monkeypatch, tmp_path):
+    """The environment of a machine without weights, whose hub is a port that nobody listens at."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "UPLIFT_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    return {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1",
+            "XDG_DATA_HOME": str(tmp_path / "data")}
+
+
+@pytest.mark.slow
+def test_a_hub_out_of_reach_is_one_line_with_file_address_and_folder(tmp_path, alone):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    done = run(tmp_path, "a.png", "--pca", "p.png", **alone)
+    address = f"{alone['HF_ENDPOINT']}/{WEIGHTS}/resolve/main/model.safetensors"
+    assert done.returncode == 1 and not done.stdout and done.stderr.count("\n") == 1, done.stderr
+    for part in ("error:", "cannot be reached", address, f"{tmp_path}/data/uplift/models as vit_tiny_patch16_224.saf"):
+        assert part in done.stderr
+    assert not (tmp_path / "p.png").exists()
+
+
+@pytest.mark.slow
+def test_a_hub_out_of_reach_from_python_is_quiet_and_names_the_hosts_folder(tmp_path, alone):
+    done = python(tmp_path, "-c", "from uplift_core.backbones import load_backbone\n"
+                  "from uplift_core.errors import DownloadError\n"
+                  "try:\n    load_backbone('dinov2-s14', folders=['host'])\n"
+                  "except DownloadError as error:\n    print(error)", **alone)
+    assert done.returncode == 0 and not done.stderr
+    for part in ("vit_small_patch14_dinov2.lvd142m/resolve/main/model.safetensors", alone["HF_ENDPOINT"],
+                 "put it into host as vit_small_patch14_dinov2.lvd142m.safetensors"):
+        assert part in done.stdout
+
+
+@pytest.mark.slow
+def test_weights_come_from_the_hub_and_stay_in_its_cache(tmp_path, alone):
+    """Here as older repositories have them, not as .safetensors."""
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    buffer = io.BytesIO()
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), buffer)
+    with HubStandIn.serving({f"{WEIGHTS}/pytorch_model.bin": buffer.getvalue()}) as server:
+        done = run(tmp_path, "a.png", "--scale", "1", "--save", "f.npy", **{**alone, "HF_ENDPOINT": server.url})
+    assert done.returncode == 0 and not done.stderr.strip() and np.load(tmp_path / "f.npy").shape == (192, 2, 2)
+    assert [p.name for p in (tmp_path / "hf").glob("hub/*/snapshots/*/*")] == ["pytorch_model.bin"]

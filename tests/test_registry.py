@@ -326,7 +326,8 @@ for name in ("ENOSPC", "EACCES", "EROFS"):
     huggingface_hub.hf_hub_download = broken(getattr(errno, name))
     attempt(name, lambda: registry.download("dinov2-s14"))
 """
-    out = run(tmp_path, code)
+    with HubStandIn.serving({SERVED: content}) as server:
+        out = run(tmp_path, code, server.url)
     explained(out["ENOSPC"], "disk is full")
     explained(out["EACCES"], "may not write")
     explained(out["EROFS"], "may not write")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from . import hub
 from .devices import choose_device, choose_dtype
 from .errors import CheckpointError, DownloadError, InputError, MissingExtra, UpliftError
 from .model import IMAGENET_MEAN, IMAGENET_STD
-from .registry import model_folders, user_folder
+from .registry import StrPath, model_folders, user_folder
 
 BACKBONES = {"dinov2-s14": "vit_small_patch14_dinov2.lvd142m",
              "dinov3-splus16": "vit_small_plus_patch16_dinov3.lvd1689m"}
 """The backbones the published models enlarge, by latent space, as timm calls them."""
+
+SUFFIXES = (".safetensors", ".bin", ".pth")
 
 
 class Backbone:
@@ -72,71 +75,76 @@ def import_timm() -> Any:
                           "timm, torch and torchvision have to fit: pip install --upgrade timm") from error
 
 
-def load_backbone(name_or_path: str | os.PathLike[str], *, device: str | torch.device = "cpu",
-                  dtype: str | torch.dtype = torch.float32, pretrained: bool = True,
-                  offline: bool | None = None) -> Backbone:
+def load_backbone(name_or_path: StrPath, *, device: str | torch.device = "cpu",
+                  dtype: str | torch.dtype = torch.float32, pretrained: bool = True, offline: bool | None = None,
+                  folders: Iterable[StrPath] = ()) -> Backbone:
     """A timm vision transformer by latent space (``dinov2-s14``), timm name, or path of a local weights file or
     folder whose name begins with the timm name (``vit_small_patch14_dinov2.lvd142m.safetensors``).
 
-    A name is looked for in the model folders (see registry.py), in the Hugging Face cache, then on the hub.
-    ``offline`` True never asks the hub, None leaves it to HF_HUB_OFFLINE. ``pretrained`` False: random weights.
+    A name is looked for in ``folders``, the model folders (see registry.py), in the Hugging Face cache, then on the
+    hub. ``offline`` True never asks the hub, None leaves it to HF_HUB_OFFLINE. ``pretrained`` False: random weights.
 
     Raises InputError, CheckpointError, DownloadError, MissingExtra.
     """
     timm = import_timm()
-    where = choose_device(device)
-    name, options = os.fspath(name_or_path), dict[str, Any]()
-    path = Path(name).expanduser()
-    if not path.exists() and pretrained:
-        path = _in_folders(BACKBONES.get(name, name)) or path
+    where, searched = choose_device(device), [Path(folder).expanduser() for folder in folders]
+    name = os.fspath(name_or_path)
+    timm_name, path = BACKBONES.get(name, name), Path(name).expanduser()
+    if pretrained and not path.exists():
+        path = in_folders(timm_name, searched) or path
+    weights = None
     if path.exists():
-        weights = _weights_in(path)
-        timm_name = _timm_name(path)
-        options = _local(weights)
-    else:
-        timm_name = BACKBONES.get(name, name)
+        weights, timm_name = _weights_in(path), _timm_name(path)
     if not timm.is_model(timm_name.split(".")[0]):
         raise InputError(f"{name!r} is no model of timm and no file; expected {', '.join(BACKBONES)}, a name that "
                          "timm.list_models() shows, or the path of a weights file called like one")
     if not hasattr(timm.models, "VisionTransformer"):
         raise InputError("this version of timm is too old; install timm 1.0 or newer")
-    if offline and pretrained and not path.exists():
-        options = _local(_cached(timm_name))
+    if weights is None and pretrained:
+        weights = _from_hub(timm, timm_name, (*searched, user_folder())[0], bool(offline))
+    # Not with the reader for .npz files that some models name for their own.
+    options = {"pretrained_cfg_overlay": {"file": str(weights), "custom_load": False}} if weights else {}
     try:
         module = timm.create_model(timm_name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
     except TypeError:
         raise InputError(f"{timm_name} is no vision transformer: it takes no pictures of any size") from None
     except (RuntimeError, OSError) as error:
-        if path.exists():
-            raise CheckpointError(f"{path} does not fit {timm_name}: {str(error).splitlines()[0]}") from None
-        raise DownloadError(_out_of_reach(timm_name, str(error).splitlines()[0])) from None
+        raise CheckpointError(f"{weights} does not fit {timm_name}: {str(error).splitlines()[0]}") from None
     if not hasattr(module, "forward_intermediates"):
         raise InputError(f"{timm_name} gives no feature maps; expected a vision transformer")
     return Backbone(module, timm_name).to(where, choose_dtype(dtype, where))
 
 
-def _local(weights: Path) -> dict[str, Any]:
-    """timm's options to read this file; not with the reader for .npz files that some models name for their own."""
-    return {"pretrained_cfg_overlay": {"file": str(weights), "custom_load": False}}
+def in_folders(timm_name: str, folders: Iterable[StrPath] = ()) -> Path | None:
+    """The file or folder of such weights in ``folders`` or the model folders, or None."""
+    names = (*(timm_name + suffix for suffix in SUFFIXES), timm_name)
+    return next((folder / n for folder in model_folders(folders) for n in names if (folder / n).exists()), None)
 
 
-def _in_folders(timm_name: str) -> Path | None:
-    names = (f"{timm_name}.safetensors", timm_name)
-    return next((folder / n for folder in model_folders() for n in names if (folder / n).exists()), None)
-
-
-def _cached(timm_name: str) -> Path:
-    path = hub.cached(f"timm/{timm_name}", "model.safetensors")
-    if path is None:
-        raise DownloadError(_out_of_reach(timm_name, "downloads are switched off"))
-    return path
-
-
-def _out_of_reach(timm_name: str, reason: str) -> str:
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    return (f"the weights of {timm_name} are not on this machine and cannot be downloaded ({reason}); fetch "
-            f"{endpoint}/timm/{timm_name}/resolve/main/model.safetensors and put it into {user_folder()} as "
-            f"{timm_name}.safetensors")
+def _from_hub(timm: Any, timm_name: str, by_hand: Path, offline: bool) -> Path:
+    """The weights in the hub's cache, after a download if need be: not by timm, which asks for two files six times each
+    and tells of every try. ``by_hand``: the folder that an error names."""
+    try:
+        about = timm.models.get_pretrained_cfg(timm_name)
+    except RuntimeError as error:
+        raise InputError(f"timm has no such weights: {error}") from None
+    if about is None or not about.hf_hub_id:
+        raise InputError(f"timm names no weights on the hub for {timm_name}; put your own into {by_hand} as "
+                         f"{timm_name}.safetensors")
+    files = [about.hf_hub_filename] if about.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    for file in files:
+        if found := hub.cached(about.hf_hub_id, file):
+            return found
+    missing: list[DownloadError] = []
+    for file in files:
+        try:
+            return hub.fetch(about.hf_hub_id, file, folder=None, by_hand=by_hand,
+                             rename=f"{timm_name}{Path(file).suffix}", offline=offline)
+        except DownloadError as error:
+            missing.append(error)
+            if not hub.is_absent(error):
+                break
+    raise missing[0]
 
 
 def _weights_in(path: Path) -> Path:

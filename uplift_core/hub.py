@@ -46,19 +46,20 @@ def cached(repo: str, filename: str, revision: str | None = None) -> Path | None
 
 
 def fetch(repo: str, filename: str, *, folder: Path | None, by_hand: Path, progress: Progress | None = None,
-          token: str | None = None, revision: str | None = None, offline: bool = False) -> Path:
+          token: str | None = None, revision: str | None = None, offline: bool = False, rename: str = "") -> Path:
     """Download the file into the hub's cache, or into ``folder`` if one is given; the whole file or none.
 
-    Raises DownloadError naming the file, its address, the folder to put it in by hand (``by_hand``), and the cause;
-    MissingExtra without huggingface_hub.
+    Raises DownloadError naming the file, its address, the folder to put it in by hand (``by_hand``, there called
+    ``rename``), and the cause; MissingExtra without huggingface_hub.
     """
     hub = _hub()
     revision = revision or "main"
     url = hub.hf_hub_url(repo, filename, revision=revision)
 
     def failed(cause: str) -> DownloadError:
-        return DownloadError(f"{filename} could not be downloaded: {cause}. Get it from {url} with a browser or on "
-                             f"another machine and put it into {folder or by_hand}")
+        what, name = (f"{repo}/{filename}", f" as {rename}") if rename else (filename, "")
+        return DownloadError(f"{what} could not be downloaded: {cause}. Get it from {url} with a browser or on "
+                             f"another machine and put it into {folder or by_hand}{name}")
 
     if offline:
         raise failed("offline mode was asked for")
@@ -67,6 +68,8 @@ def fetch(repo: str, filename: str, *, folder: Path | None, by_hand: Path, progr
         options["tqdm_class"] = _reporter(progress)
     staging = folder / f".{filename}.download" if folder else None
     try:
+        if cached(repo, filename, revision) is None:  # one question first: downloading asks five times, with warnings
+            hub.get_hf_file_metadata(url, token=token)
         if folder and staging:
             ready = cached(repo, filename, revision)
             if ready is None or not _looks_whole(ready):
@@ -94,6 +97,11 @@ def fetch(repo: str, filename: str, *, folder: Path | None, by_hand: Path, progr
     if progress is not None:
         progress(path.stat().st_size, path.stat().st_size)
     return path
+
+
+def is_absent(error: DownloadError) -> bool:
+    """Whether the hub was reached and has no such file."""
+    return getattr(getattr(error.__cause__, "response", None), "status_code", None) == 404
 
 
 def _resumed(download: Callable[..., str], *names: str, **options: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import typer
@@ -42,8 +43,9 @@ def _options(version: bool = typer.Option(False, "--version", callback=_version,
     logging.basicConfig(level=logging.WARNING, format="%(message)s",
                         handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)])
 
-    # huggingface_hub prints its own warnings, and every retry twice beside ours; what failed stands in our error.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # huggingface_hub prints its own warnings, and every retry twice beside ours; what failed stands in our error. It
+    # sets its logger's level when it is imported, which is later.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
 
 def main() -> None:

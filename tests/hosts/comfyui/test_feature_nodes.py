@@ -185,7 +185,7 @@ def test_backbone_out_of_reach(comfy, put):
     run = features_graph(put(some_image()), backbone="dinov2-s14", scale="1x")
     with pytest.raises(Failed, match="vit_small_patch14_dinov2") as failed:
         comfy.run(run)
-    assert "https://" in failed.value.message and "put it into" in failed.value.message
+    assert "https://" in failed.value.message and "models/uplift_backbones as " in failed.value.message
 
 
 def test_wrong_model_for_the_backbone(comfy, put):
