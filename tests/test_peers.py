@@ -1,5 +1,7 @@
-"""Networks of others: found in torch.hub's folder, called as their own code wants it, never in a host's way."""
+"""Networks of others: found in torch.hub's folder or installed, called as their own code wants it, never in a host's
+way."""
 
+import importlib
 import shutil
 import sys
 import types
@@ -7,7 +9,7 @@ import types
 import pytest
 import torch
 
-from uplift_core.errors import InputError, UpliftError
+from uplift_core.errors import DownloadError, InputError, UpliftError
 from uplift_core.peers import PEERS, Features, folder_of, installed, load_peer
 
 NEAREST = "torch.nn.functional.interpolate({}, size={}, mode='nearest')"
@@ -60,6 +62,79 @@ def hub(monkeypatch, tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
     return tmp_path
+
+
+PACKAGES = {
+    "anyup": {"anyup/__init__.py": "", "anyup/model.py":
+              "import torch\nclass AnyUp(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+              "        self.gain = torch.nn.Parameter(torch.ones(1))\n"
+              "    def forward(self, image, low, size):\n"
+              f"        return self.gain * {NEAREST.format('low', 'size')}\n"},
+    "featup": {"featup/__init__.py": "", "featup/upsamplers.py":
+               "import torch\nclass Stack(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+               "        self.gain = torch.nn.Parameter(torch.ones(1))\n    def forward(self, low, guide):\n"
+               f"        return self.gain * {NEAREST.format('low', 'guide.shape[2:]')}\n"
+               "def get_upsampler(kind, dim):\n    assert (kind, dim) == ('jbu_stack', 384)\n    return Stack()\n",
+               "featup/layers.py":
+               "import torch\nclass ChannelNorm(torch.nn.Module):\n    def __init__(self, dim):\n"
+               "        super().__init__()\n        self.norm = torch.nn.LayerNorm(dim)\n"
+               "    def forward(self, x):\n"
+               "        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)\n"},
+}
+
+
+@pytest.fixture(params=PACKAGES)
+def package(request, monkeypatch, tmp_path):
+    """The name of a peer of which a stand-in is installed, its modules named as the real ones; no copies in torch.hub's
+    folder, and no network."""
+    site, name = tmp_path / "site-packages", request.param
+    for file, text in PACKAGES[name].items():
+        (site / file).parent.mkdir(parents=True, exist_ok=True)
+        (site / file).write_text(text)
+
+    def out_of_reach(address, path, **options):
+        raise OSError("no route")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", out_of_reach)
+    monkeypatch.syspath_prepend(str(site))
+    importlib.invalidate_caches()
+    yield name
+    for key in [key for key in sys.modules if key.split(".")[0] in PACKAGES]:
+        del sys.modules[key]
+
+
+def test_an_installed_package_is_found_and_called(package, tmp_path):
+    low, guide = torch.rand(1, 384, 3, 2), torch.rand(1, 3, 42, 28)
+    assert installed() == [package] and folder_of(package) == tmp_path / "site-packages" / package
+    features = Features(384, 14, "vit_small_patch14_dinov2.lvd142m")
+    network = load_peer(package, features, weights=False)
+    nearest = torch.nn.functional.interpolate(low, size=(42, 28), mode="nearest")
+    assert torch.equal(PEERS[package].call(network, guide, low, (42, 28)), nearest)
+    with pytest.raises(DownloadError, match=r"downloaded \(no route\).*https://.*put it into .*checkpoints"):
+        load_peer(package, features)
+    gain = torch.full((1,), 2.0)
+    file, state = {"anyup": ("anyup_paper.pth", {"gain": gain}), "featup": ("dinov2_jbu_stack_cocostuff.ckpt", {
+        "state_dict": {"model.0.backbone": gain, "model.1.norm.weight": torch.ones(384), "scale_net.x": gain,
+                       "model.1.norm.bias": torch.zeros(384), "upsampler.gain": gain}})}[package]
+    torch.save(state, tmp_path / "hub" / "checkpoints" / file)
+    normed = torch.nn.functional.layer_norm(nearest.movedim(1, 3), (384,)).movedim(3, 1)
+    found = PEERS[package].call(load_peer(package, features), guide, low, (42, 28))
+    assert torch.allclose(found, 2 * (normed if package == "featup" else nearest), atol=1e-5)
+
+
+def test_a_copy_in_torch_hubs_folder_comes_before_the_package(package, tmp_path):
+    copy = tmp_path / "hub" / f"{PEERS[package].repository.replace('/', '_')}_main"
+    copy.mkdir(parents=True)
+    assert folder_of(package) == copy
+
+
+def test_a_folder_of_a_packages_name_is_no_package(monkeypatch, tmp_path):
+    (tmp_path / "anyup" / "docs").mkdir(parents=True)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UpliftError, match="no installed package anyup.*git clone"):
+        folder_of("anyup")
 
 
 @pytest.mark.parametrize("name", FILES)
