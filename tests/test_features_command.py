@@ -50,6 +50,34 @@ def test_everything_of_two_pictures(tmp_path):
 
 
 @pytest.mark.slow
+def test_every_kind_of_file_and_odd_sizes(tmp_path):
+    """One picture as RGB, gray, 16 bits, palette and with alpha has the same features; the smallest and the longest
+    sides are whole."""
+    levels = np.random.RandomState(1).randint(0, 256, (33, 47), np.uint8)
+    gray = Image.fromarray(levels)
+    same = {"rgb": gray.convert("RGB"), "gray": gray, "deep": Image.fromarray(levels.astype(np.uint16) * 257),
+            "palette": gray.convert("P"), "alpha": Image.merge("RGBA", [gray] * 3 + [Image.new("L", gray.size, 200)])}
+    odd = {"small": Image.new("L", (15, 15), 90), "long": Image.new("RGB", (3000, 40), "teal")}
+    for name, image in {**same, **odd}.items():
+        image.save(tmp_path / f"{name}.png")
+    kept = [Image.open(tmp_path / f"{name}.png").mode for name in same]
+    assert kept[0] == "RGB" and kept[1] == "L" and kept[2].startswith("I") and kept[3:] == ["P", "RGBA"]
+    done = run(tmp_path, ".", "--random-weights", "--model", "jbu", "--scale", "4", "--save", "f.npy", "--pca", "p.png",
+               "--similar", "7,7", "--segments", "2")
+    assert done.returncode == 0, done.stderr
+    features = {name: np.load(tmp_path / f"{name}_f.npy").astype(np.float32) for name in {**same, **odd}}
+    assert {name: found.shape[1:] for name, found in features.items()} == {
+        **{name: (9, 12) for name in same}, "small": (4, 4), "long": (10, 750)}
+    for name in same:
+        assert np.abs(features[name] - features["rgb"]).max() < 1e-2, name
+    for name, image in odd.items():
+        assert np.isfinite(features[name]).all()
+        assert Image.open(tmp_path / f"{name}_p.png").size == (features[name].shape[2], features[name].shape[1])
+        for made in ("mask", "segments"):
+            assert Image.open(tmp_path / f"{name}_{made}.png").size == image.size
+
+
+@pytest.mark.slow
 def test_errors_are_one_line_and_leave_nothing(tmp_path):
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
     for words, text in ((("a.png",), "nothing to make"), (("a.png", "--similar", "x"), "point"),
