@@ -27,10 +27,12 @@ def test_it_is_a_convolution(h, w, batch, pads, biased):
     generator = torch.Generator().manual_seed(h * 100 + w)
     x = torch.randn(batch, 6, h, w, generator=generator).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(10, 6, 3, 3, generator=generator), torch.randn(10, generator=generator)
-    found = module.convolve(x, module.filters(weight), pads, bias if biased else None)
+    found = module.convolve([x], module.filters(weight), pads, bias if biased else None)
     expected = exact(x, weight, pads, bias if biased else None)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < 1e-4 * 54**0.5  # 54 products a value
+    parts = module.convolve([x[:, :4], x[:, 4:5], x[:, 5:]], module.filters(weight), pads, bias if biased else None)
+    assert (parts - expected).abs().max() < 1e-4 * 54**0.5
 
 
 def test_as_exact_as_a_plain_convolution_over_512_channels():
@@ -38,7 +40,7 @@ def test_as_exact_as_a_plain_convolution_over_512_channels():
     x = torch.randn(1, 512, 16, 16, generator=generator).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(512, 512, 3, 3, generator=generator) / 68
     expected = exact(x, weight, (1, 1, 1, 1))
-    ours = difference(module.convolve(x, module.filters(weight), (1, 1, 1, 1)).double(), expected)
+    ours = difference(module.convolve([x], module.filters(weight), (1, 1, 1, 1)).double(), expected)
     plain = difference(F.conv2d(x, weight, padding=1).double(), expected)
     assert ours < max(3 * plain, 1e-5)
 
@@ -48,7 +50,7 @@ def test_a_map_worked_through_in_strips():
     x = torch.randn(1, 128, 40, 200).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(128, 128, 3, 3) / 34
     assert module._CHUNK_BYTES < 36 * 128 * 4 * 50 * 10  # fewer than the ten rows of tiles at a time
-    assert difference(module.convolve(x, module.filters(weight), (1, 1, 1, 1)).double(),
+    assert difference(module.convolve([x], module.filters(weight), (1, 1, 1, 1)).double(),
                       exact(x, weight, (1, 1, 1, 1))) < TOLERANCE / 4
 
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from .attender import pool, pool_reference, reach, replicate
+from .heap import keep_freed_memory
 from .layers import ConvBlock
 from .model import UPLiFT
 from .noise import Noise
 from .resample import Span
 from .sampled import Request, Samples, Window, band_of, finest, source_of, union
-from .windowed import FAST, Map, as_format, empty, need, run, run_sampled, size
+from .windowed import FAST, Map, as_format, empty, joins, need, run, run_sampled, size
 from .winograd import keep_filters
 
 Tick = Callable[[float], None]
@@ -56,6 +57,8 @@ class Engine:
         self.tick = tick or (lambda work: None)
         parameter = next(model.parameters())
         self.device, self.dtype = model.run_device or parameter.device, parameter.dtype
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.encoder, self.taps = self._encoder_chain()
         self.decoder = self._decoder_chain()
         self.refiner = self._refiner_chain()
@@ -249,18 +252,24 @@ class Engine:
 
     def _walk(self, chain: Sequence[Concat | nn.Module], windows: list[Window], m: Map, maps: Samples, noise: Noise,
               step: int) -> Map:
-        for part, window in zip(chain, windows[1:], strict=True):
+        for i, (part, window) in enumerate(zip(chain, windows[1:], strict=True)):
             if isinstance(part, Concat):
-                m = self._combine(part, m, window, maps, noise, step)
+                reader = (chain[i + 1], windows[i + 2]) if i + 1 < len(chain) else None
+                m = self._combine(part, m, window, maps, noise, step, reader)
             else:
                 m = run(part, m, *window)
                 self.tick(part_work(part, *window))
         return m
 
-    def _combine(self, part: Concat, m: Map, window: Window, maps: Samples, noise: Noise, step: int) -> Map:
+    def _combine(self, part: Concat, m: Map, window: Window, maps: Samples, noise: Noise, step: int,
+                 reader: tuple[Concat | nn.Module, Window] | None) -> Map:
+        """The map, the encoder's and noise as the channels of one map; ``reader``: the block that comes next."""
         y, x = window
         f = maps.get(Request(part.source, part.sampling, y, x))
         own = m.cut(y, x)
+        if not part.noise_channels and reader is not None and isinstance(reader[0], nn.Module) and joins(
+                reader[0], own, *reader[1]):
+            return Map(own, y, x, (f,))
         b, c, wide = own.shape[0], own.shape[1], f.shape[1]
         data = empty(own, c + wide + part.noise_channels, y.length, x.length)
         data[:, :c] = own

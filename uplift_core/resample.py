@@ -62,17 +62,13 @@ def bilinear_weights(mode: str, out: Span, size: int) -> tuple[Span, np.ndarray]
     mode ``antialias``: triangle filter widened by the shrink factor, as torch's antialiased bilinear resize;
     ``corners``: bilinear with align_corners=True, which depends on the whole length of both axes.
     """
-    i = np.arange(out.lo, out.hi, dtype=np.float64)
     if mode == "corners":
-        centre = i * ((size - 1) / (out.size - 1)) if out.size > 1 else i * 0.0
-        first = np.clip(np.floor(centre).astype(np.int64), 0, size - 1)
-        last = np.minimum(first + 1, size - 1)
-        read = Span(int(first.min()), int(last.max()) + 1, size)
+        ends, shares = _neighbours(out, size)
+        read = Span(int(ends.min()), int(ends.max()) + 1, size)
         matrix = np.zeros((out.length, read.length))
-        rows = np.arange(out.length)
-        np.add.at(matrix, (rows, first - read.lo), 1 - (centre - first))
-        np.add.at(matrix, (rows, last - read.lo), centre - first)
+        np.add.at(matrix, (np.arange(out.length)[:, None], ends - read.lo), shares)
         return read, matrix.astype(np.float32)
+    i = np.arange(out.lo, out.hi, dtype=np.float64)
     scale = size / out.size
     support = max(scale, 1.0)
     centre = (i + 0.5) * scale
@@ -84,6 +80,14 @@ def bilinear_weights(mode: str, out: Span, size: int) -> tuple[Span, np.ndarray]
     inside = (j[None, :] >= lo[:, None]) & (j[None, :] < hi[:, None])
     matrix = np.where(inside, np.maximum(0.0, 1.0 - distance), 0.0)
     return read, (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _neighbours(out: Span, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The two source positions between which each of ``out`` lies (corners on corners), and their shares: ``n 2``."""
+    i = np.arange(out.lo, out.hi, dtype=np.float64)
+    centre = i * ((size - 1) / (out.size - 1)) if out.size > 1 else i * 0.0
+    first = np.clip(np.floor(centre).astype(np.int64), 0, size - 1)
+    return np.stack([first, np.minimum(first + 1, size - 1)], 1), np.stack([1 - (centre - first), centre - first], 1)
 
 
 def reads(mode: str, out: Span, size: int) -> Span:
@@ -99,6 +103,8 @@ def sample(x: Tensor, mode: str, y_in: Span, x_in: Span, y: Span, x_out: Span) -
     """Resize a window: ``x`` holds (y_in, x_in) of the source, the result (y, x_out) of the resized map."""
     if mode == "nearest":
         return _pick(_pick(x, 2, y_in, y), 3, x_in, x_out)
+    if mode == "corners" and x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad:
+        return _corners(x, y_in, x_in, y, x_out)
     if y_in.whole and x_in.whole and y.whole and x_out.whole:
         size = (y.size, x_out.size)
         if mode == "corners":
@@ -130,6 +136,17 @@ def _pick(x: Tensor, dim: int, held: Span, out: Span) -> Tensor:
         step = int(steps[0]) if len(steps) else 1
         return x[(slice(None),) * dim + (slice(int(index[0]), int(index[-1]) + 1, step),)]
     return x.index_select(dim, torch.from_numpy(index).to(x.device))
+
+
+def _corners(x: Tensor, y_in: Span, x_in: Span, y: Span, x_out: Span) -> Tensor:
+    """Bilinear with corners on corners, on the CPU: every pixel a bag of four of the source's, in one pass."""
+    (rows, down), (columns, across) = _neighbours(y, y_in.size), _neighbours(x_out, x_in.size)
+    entries = ((rows - y_in.lo)[:, None, :, None] * x_in.length + (columns - x_in.lo)[None, :, None, :]).reshape(-1, 4)
+    shares = (down[:, None, :, None] * across[None, :, None, :]).astype(np.float32).reshape(-1, 4)
+    bags, weights = torch.from_numpy(entries), torch.from_numpy(shares)
+    maps = [F.embedding_bag(bags, m, mode="sum", per_sample_weights=weights)
+            for m in x.permute(0, 2, 3, 1).flatten(1, 2)]
+    return torch.stack(maps).view(len(maps), y.length, x_out.length, -1).permute(0, 3, 1, 2)
 
 
 def _blend(x: Tensor, dim: int, mode: str, held: Span, out: Span) -> Tensor:

@@ -54,11 +54,15 @@ def fast_forms(**changes: bool | int) -> Iterator[None]:
 
 
 class Map(NamedTuple):
-    """A window of a feature map: its values ``b c y x`` and where they lie in the whole."""
+    """A window of a feature map: its values ``b c y x`` and where they lie in the whole.
+
+    ``more``: further channels of the same window, kept apart where the block that comes next can (:func:`joins`).
+    """
 
     data: Tensor
     y: Span
     x: Span
+    more: tuple[Tensor, ...] = ()
 
     def cut(self, y: Span, x: Span) -> Tensor:
         if (y.lo, y.hi, x.lo, x.hi) == (self.y.lo, self.y.hi, self.x.lo, self.x.hi):
@@ -245,7 +249,8 @@ def convolve(conv: Any, m: Map, y: Span, x: Span, stride: tuple[int, int] = (1, 
     left, right, x_in = _pads(x, stride[1], m.x.size)
     data = m.cut(y_in, x_in)
     if stride == (1, 1) and _takes_winograd(conv, data, y.length * x.length):
-        return winograd.convolve(data, winograd.filters(conv.weight), (left, right, top, bottom), conv.bias)
+        sources = [data, *(Map(more, m.y, m.x).cut(y_in, x_in) for more in m.more)]
+        return winograd.convolve(sources, winograd.filters(conv.weight), (left, right, top, bottom), conv.bias)
     data = as_format(data)
     padding = (0, 0)
     if top == bottom and left == right:
@@ -282,6 +287,21 @@ def _takes_winograd(conv: Any, data: Tensor, pixels: int) -> bool:
     return (FAST.winograd and data.device.type == "cpu" and weight.device == data.device
             and data.dtype == weight.dtype == torch.float32
             and winograd_pays(weight.shape[0], weight.shape[1], pixels))
+
+
+def joins(block: nn.Module, data: Tensor, y: Span, x: Span) -> bool:
+    """Whether the block can read a map's channels from several tensors, the first of them ``data``.
+
+    Its convolution then sums over them; nobody else may look at the others (:func:`_accumulate` would, past the first).
+    """
+    if not isinstance(block, ConvBlock) or block.stride != 1:
+        return False
+    conv = block.stages()[0][0]
+    return (data.shape[1] >= (conv.weight.shape[0] if block.residual else _FEW)
+            and _takes_winograd(conv, data, y.length * x.length))
+
+
+_FEW = 16  # channels for which a matrix product of their own does not pay
 
 
 def winograd_pays(out: int, channels: int, pixels: int) -> bool:

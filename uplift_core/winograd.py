@@ -7,7 +7,7 @@ convolution. Inference only; other devices and dtypes have their own kernels for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -63,32 +63,32 @@ def transform_weight(weight: Tensor) -> Tensor:
     return (both @ weight.permute(2, 3, 1, 0).reshape(9, c * o)).view(36, c, o)
 
 
-def convolve(x: Tensor, transformed: Tensor, pads: tuple[int, int, int, int], bias: Tensor | None = None) -> Tensor:
+def convolve(sources: Sequence[Tensor], transformed: Tensor, pads: tuple[int, int, int, int],
+             bias: Tensor | None = None) -> Tensor:
     """Stride-1 3x3 convolution of ``b c h w`` (channels last) with zero pads (left, right, top, bottom).
 
-    Returns ``b o h+top+bottom-2 w+left+right-2``, channels last.
+    ``sources``: the input's channels in one or more tensors, which are never put together. Returns
+    ``b o h+top+bottom-2 w+left+right-2``, channels last.
     """
     left, right, top, bottom = pads
-    b, c, h, w = x.shape
-    o = transformed.shape[2]
+    b, _, h, w = sources[0].shape
+    x, (_, c, o) = sources[0], transformed.shape
     height, width = h + top + bottom - 2, w + left + right - 2
     down, across = -(-height // TILE), -(-width // TILE)
     rows = max(1, _CHUNK_BYTES // (36 * max(c, o) * 4 * across))
-    source = x.permute(0, 2, 3, 1)
+    maps = [source.permute(0, 2, 3, 1) for source in sources]
     out = x.new_empty(b, height, width, o)
     for i in range(b):
         for first in range(0, down, rows):
             k = min(rows, down - first)
-            padded = _padded(source[i], TILE * first - top, -left, TILE * k + 2, TILE * across + 2)
+            padded = [_padded(m[i], TILE * first - top, -left, TILE * k + 2, TILE * across + 2) for m in maps]
             target = out[i, TILE * first:TILE * (first + k)]
             if target.shape[:2] == (TILE * k, TILE * across):
-                _strip(padded, transformed, target.view(k, TILE, across, TILE, o))
+                _strip(padded, transformed, bias, target.view(k, TILE, across, TILE, o))
             else:
                 strip = x.new_empty(k, TILE, across, TILE, o)
-                _strip(padded, transformed, strip)
+                _strip(padded, transformed, bias, strip)
                 target[:] = strip.view(TILE * k, TILE * across, o)[:target.shape[0], :width]
-    if bias is not None:
-        out += bias
     return out.permute(0, 3, 1, 2)
 
 
@@ -97,27 +97,47 @@ def _padded(source: Tensor, top: int, left: int, height: int, width: int) -> Ten
     h, w, c = source.shape
     if top >= 0 and left >= 0 and top + height <= h and left + width <= w:
         return source[top:top + height, left:left + width]
-    padded = source.new_zeros(height, width, c)
+    padded = source.new_empty(height, width, c)
     y0, y1, x0, x1 = max(top, 0), min(top + height, h), max(left, 0), min(left + width, w)
-    padded[y0 - top:y1 - top, x0 - left:x1 - left] = source[y0:y1, x0:x1]
+    inside = padded[y0 - top:y1 - top]
+    inside[:, x0 - left:x1 - left] = source[y0:y1, x0:x1]
+    for border in (padded[:y0 - top], padded[y1 - top:], inside[:, :x0 - left], inside[:, x1 - left:]):
+        border.zero_()
     return padded
 
 
-def _strip(padded: Tensor, transformed: Tensor, out: Tensor) -> None:
+def _strip(padded: list[Tensor], transformed: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """A row of tiles, or a few, into ``out`` (``rows 4 across 4 o``). All transforms are small matrix products."""
-    c, o = transformed.shape[1:]
-    k, across, width = out.shape[0], out.shape[2], padded.shape[1]
+    k, _, across, _, o = out.shape
     tiles = k * across
-    data = padded.new_empty(6, tiles, 6, c)
+    product = out.new_empty(36, tiles, o)
+    begin = 0
+    for source in padded:
+        c = source.shape[2]
+        data = _values(source, k, across)
+        for i in range(6):
+            some, values = product[6 * i:6 * i + 6], data[i].transpose(0, 1)
+            weights = transformed[6 * i:6 * i + 6, begin:begin + c]
+            if begin:
+                some.baddbmm_(values, weights)
+            else:
+                torch.bmm(values, weights, out=some)
+        begin += c
+    columns = (_BACK @ product.view(6, 6 * tiles * o)).view(4, 6, tiles * o)
+    pixels = torch.bmm(_BACK.expand(4, 4, 6), columns)
+    if bias is not None:
+        pixels.view(-1, o).add_(bias)
+    out[:] = pixels.view(4, 4, k, across, o).permute(2, 0, 3, 1, 4)
+
+
+def _values(padded: Tensor, k: int, across: int) -> Tensor:
+    """``6 tiles 6 c``: the values at the six points, of both axes, for k rows of tiles."""
+    width, c = padded.shape[1:]
+    data = padded.new_empty(6, k * across, 6, c)
     each_tile = _DATA.expand(across, 6, 6)
     for r in range(k):
         rows = _DATA @ padded[TILE * r:TILE * r + 6].reshape(6, width * c)
         windows = rows.as_strided((6, across, 6, c), (width * c, TILE * c, c, 1))
         for i in range(6):
             torch.bmm(each_tile, windows[i], out=data[i, r * across:(r + 1) * across])
-    product = padded.new_empty(36, tiles, o)
-    for i in range(6):
-        torch.bmm(data[i].transpose(0, 1), transformed[6 * i:6 * i + 6], out=product[6 * i:6 * i + 6])
-    columns = (_BACK @ product.view(6, 6 * tiles * o)).view(4, 6, tiles * o)
-    pixels = torch.bmm(_BACK.expand(4, 4, 6), columns)
-    out[:] = pixels.view(4, 4, k, across, o).permute(2, 0, 3, 1, 4)
+    return data

@@ -1,0 +1,42 @@
+"""The heap of the C library is told to keep what a run frees, and only where nobody else has a say."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+RUN = """
+import resource, torch
+from uplift_core.heap import keep_freed_memory
+if {told}:
+    print(keep_freed_memory())
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def work():
+    held = [torch.zeros(4 << 20) for _ in range(8)]  # 16 MB each
+work()
+work()
+before = faults()
+work()
+work()
+print(faults() - before)
+"""
+
+
+def run(told, **environment):
+    done = subprocess.run([sys.executable, "-c", RUN.format(told=told)], capture_output=True, text=True, check=True,
+                          env={**{k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}, **environment})
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="another C library")
+def test_freed_memory_is_not_paid_for_again():
+    kept, faults = run(True)
+    if kept == "False":
+        pytest.skip("another C library than glibc")
+    assert int(faults) < 4096 < 16 * 4096  # the pages of one of the sixteen, against those of all
+
+
+def test_what_the_environment_says_about_malloc_holds():
+    assert run(True, MALLOC_TRIM_THRESHOLD_="131072")[0] == "False"

@@ -1,0 +1,29 @@
+"""The C library's heap. glibc gives what is freed back to the system at once where it is large, and the next piece of
+work pays for the same pages again: a fifth of all page faults' worth of time on a first run."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+KEPT = 256 << 20
+"""Freed bytes at the end of the heap that stay the program's."""
+_LARGE = 32 << 20  # what is larger comes from the system and returns to it; glibc's own upper limit for this
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let glibc keep up to ``KEPT`` freed bytes, for the life of the process; whether it does.
+
+    Nothing happens under another C library, or where MALLOC_* variables already say what is wanted.
+    """
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGE) and mallopt(_TRIM_THRESHOLD, KEPT))
