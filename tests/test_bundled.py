@@ -85,6 +85,12 @@ def test_the_library_pins_pixels_too_unless_told_otherwise():
     assert not torch.equal(upscale_image(model, vae, low, consistency=False), pinned)
 
 
+def test_it_keeps_fp32_where_others_take_bf16(monkeypatch):
+    monkeypatch.setattr("uplift_core.loading.choose_dtype", lambda *given: torch.bfloat16)
+    assert next(load("uplift-mini", device="cpu").parameters()).dtype == torch.float32
+    assert next(load("uplift-mini", device="cpu", dtype="bf16").parameters()).dtype == torch.bfloat16
+
+
 def test_quality_on_photographs_never_trained_on():
     """The bar is what was measured (see MODEL_CARD.md), less a tenth of a dB."""
     model, vae = load("uplift-mini"), load_vae("tiny")

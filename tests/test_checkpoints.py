@@ -523,8 +523,10 @@ def test_choose_dtype(monkeypatch):
             choose_dtype(bad)
     with pytest.raises(InputError, match="fp64"):
         choose_dtype("fp64", "mps")
-    for has, expected in ((True, torch.bfloat16), (False, torch.float16)):
+    for has, card, expected in ((True, "RTX 4090", torch.bfloat16), (False, "RTX 2080", torch.float16),
+                                (False, "NVIDIA GeForce GTX 1660 SUPER", torch.float32)):
         monkeypatch.setattr("uplift_core.devices._has_bf16", lambda _device, has=has: has)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device, card=card: card)
         assert choose_dtype("auto", "cuda") == expected
 
 

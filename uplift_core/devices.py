@@ -60,9 +60,11 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def choose_dtype(name: str | torch.dtype = "auto", device: str | torch.device = "cpu") -> torch.dtype:
-    """The number format of that name; ``auto`` is fp32 on CPU and MPS, else bf16 where the device has it, or fp16.
+    """The number format of that name; ``auto`` is fp32 on CPU and MPS, else bf16 where the device has it, or fp16
+    (fp32 on the GTX 16 cards, whose fp16 convolutions give NaN).
 
-    fp16 on a CPU becomes fp32, with a warning, where torch cannot compute in it.
+    fp16 on a CPU becomes fp32, with a warning, where torch cannot compute in it. fp32 on CUDA is what torch's settings
+    make of it: convolutions in TF32, ten bits, unless ``torch.backends.cudnn.allow_tf32`` is False.
 
     Raises InputError for anything else than fp32, fp16, bf16 and fp64 (not on MPS).
     """
@@ -72,7 +74,9 @@ def choose_dtype(name: str | torch.dtype = "auto", device: str | torch.device = 
     elif name.lower() == "auto":
         if device.type not in ("cuda", "xpu"):
             return torch.float32
-        return torch.bfloat16 if _has_bf16(device) else torch.float16
+        if _has_bf16(device):
+            return torch.bfloat16
+        return torch.float32 if _is_gtx_16(device) else torch.float16
     else:
         found = DTYPES.get(name.lower().removeprefix("torch."))
         if found is None:
@@ -104,6 +108,10 @@ def no_autocast(kind: str) -> AbstractContextManager[Any]:
         return autocast(kind, enabled=False)
     except RuntimeError:
         return nullcontext()
+
+
+def _is_gtx_16(device: torch.device) -> bool:
+    return device.type == "cuda" and "GTX 16" in torch.cuda.get_device_name(device)
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -21,7 +21,7 @@ from .model import UPLiFT
 from .noise import Noise
 from .resample import Span
 from .sampled import Request, Samples, Window, band_of, finest, source_of, union
-from .windowed import FAST, Map, as_format, empty, joins, need, run, run_sampled, size
+from .windowed import FAST, Map, as_format, at_a_time, empty, joins, need, run, run_sampled, size
 from .winograd import keep_filters
 
 Tick = Callable[[float], None]
@@ -114,7 +114,8 @@ class Engine:
     def _decode_whole(self, x: Tensor, plan: Plan, maps: Samples, noise: Noise, step: int) -> Tensor:
         """A whole step; without a refiner, whose reach would be computed twice, in bands of rows."""
         y, columns = plan.out
-        bands = min(y.size // self.config.step_factor, y.size * columns.size // FAST.decode_pixels)
+        pixels = at_a_time(FAST.decode_pixels, self.device)
+        bands = min(y.size // self.config.step_factor, y.size * columns.size // pixels)
         if bands < 2 or self.refiner or self.config.takes_noise:
             return self.decode(x, plan, maps, noise, step).data
         out = empty(x, x.shape[1], y.size, columns.size)
@@ -164,7 +165,7 @@ class Engine:
         stored = finest(requests, [(ys[t], xs[t]) for t in self.taps])
         lattice = self._lattice(stored, ys[-1], xs[-1])
         area = max(r.y.length / r.y.size * r.x.length / r.x.size for r in stored) * guide.shape[2] * guide.shape[3]
-        bands = max(1, min(math.ceil(area / FAST.band_pixels), max(r.y.length for r in stored)))
+        bands = max(1, min(math.ceil(area / at_a_time(FAST.band_pixels, self.device)), max(r.y.length for r in stored)))
         samples = Samples([])
         with keep_filters():
             for band in range(bands):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .attender import reach
 from .engine import Concat, Engine, Plan, part_work
 from .layers import ConvBlock
-from .windowed import FAST, size, winograd_pays
+from .windowed import FAST, at_a_time, size, winograd_pays
 
 
 def work_bytes(engine: Engine, plans: Sequence[Plan], shape: tuple[int, int], guide: tuple[int, int], *,
@@ -55,7 +55,7 @@ def _encoder_bytes(engine: Engine, plans: Sequence[Plan], guide: tuple[int, int]
     share_y = max(r.y.length / r.y.size for p in plans for r in p.requests)
     share_x = max(r.x.length / r.x.size for p in plans for r in p.requests)
     height, width = guide[0] * share_y, min(guide[1], guide[1] * share_x + 20)
-    bands = max(1, -(-int(height * width) // FAST.band_pixels))
+    bands = max(1, -(-int(height * width) // at_a_time(FAST.band_pixels, engine.device)))
     rows = min(guide[0], height / bands + 20)
     channels, peak, filters = 3, 0.0, 0
     shrink = 1.0

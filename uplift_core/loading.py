@@ -13,6 +13,7 @@ from torch import nn
 from .checkpoints import build, read_weights
 from .devices import choose_device, choose_dtype
 from .registry import Progress, default_model, get
+from .vae.spaces import BUNDLED_VAE
 
 if TYPE_CHECKING:
     from .model import UPLiFT
@@ -28,7 +29,8 @@ def load(name_or_path: str | os.PathLike[str] = "auto", *, device: str | torch.d
     ``dinov3-splus16``, ``uplift-mini``) or by file. ``auto``: ``sd15-vae`` if its weights are on this machine, else the
     bundled ``uplift-mini``.
 
-    ``device`` and ``dtype``: ``auto``, names or torch's own objects. ``folders``: searched first for names.
+    ``device`` and ``dtype``: ``auto``, names or torch's own objects (see choose_dtype; the bundled model, whose latents
+    are pixels nearly, keeps fp32: eight bits of bf16 are two grey levels). ``folders``: searched first for names.
     ``operations``: where module classes come from. ``progress(done, total)``: bytes of a download, should one be
     needed. Raises InputError, CheckpointError or DownloadError; never returns a half-loaded model.
     """
@@ -39,4 +41,7 @@ def load(name_or_path: str | os.PathLike[str] = "auto", *, device: str | torch.d
         if reason:
             log.warning(reason)
     path = get(name_or_path, folders=folders, offline=offline, progress=progress)
-    return build(read_weights(path), operations=operations).requires_grad_(False).to(device=where, dtype=number)
+    model = build(read_weights(path), operations=operations).requires_grad_(False)
+    if dtype == "auto" and model.config.latent_space == BUNDLED_VAE:
+        number = torch.float32
+    return model.to(device=where, dtype=number)

@@ -35,8 +35,9 @@ class FastForms:
     sampled_encoder: bool = True
     block_attender: bool = True
     compiled: bool = False  # layer norm and ReLU as one kernel by torch.compile: a GPU gains, the first run waits
-    band_pixels: int = 12288  # guide pixels that the encoder holds at a time
-    decode_pixels: int = 32768  # output pixels that a decoder without refiner holds at a time
+    band_pixels: int = 12288  # guide pixels that the encoder holds at a time, on a CPU
+    decode_pixels: int = 32768  # output pixels that a decoder without refiner holds at a time, on a CPU
+    large_bands: int = 8  # times as many on graphics devices, whose kernels want more work at once
 
 
 FAST = FastForms()
@@ -51,6 +52,11 @@ def fast_forms(**changes: bool | int) -> Iterator[None]:
         yield
     finally:
         FAST.__dict__.update(before)
+
+
+def at_a_time(pixels: int, device: torch.device) -> int:
+    """``band_pixels`` or ``decode_pixels`` on this device."""
+    return pixels if device.type == "cpu" else pixels * FAST.large_bands
 
 
 class Map(NamedTuple):
