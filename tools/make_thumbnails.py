@@ -20,13 +20,10 @@ MARGIN, WIDTH = 30, 960
 
 
 def main(url: str) -> None:
-    from hosts.comfyui.comfy_host import ComfyHost
     from hosts.comfyui.page import Page, browser
 
-    host = ComfyHost.__new__(ComfyHost)  # one that is running already
-    host.url = url.rstrip("/")
-    with browser() as chromium:
-        page = Page(chromium, host, size=(2600, 1100), NodeBadge_NodeSourceBadgeMode="None", LinkRenderMode=2)
+    with browser(2600, 1100) as context:
+        page = Page(context, url.rstrip("/"), NodeBadge_NodeSourceBadgeMode="None", LinkRenderMode=2)
         for path in sorted((ROOT / "workflows").glob("*.json")):
             page.load(json.loads(path.read_text()))
             if "Offline" in path.stem:

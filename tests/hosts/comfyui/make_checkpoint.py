@@ -1,17 +1,19 @@
-"""Run with ComfyUI's python from its tree: writes a checkpoint that is detected as SD1.5, made of random weights.
+"""Run with ComfyUI's python from its tree: writes a checkpoint that is detected as SD1.5, made of random weights, and
+TAESD in three latent spaces.
 
-    python make_checkpoint.py TARGET.ckpt
+    python make_checkpoint.py FOLDER
 
-Its UNet has one level, its CLIP and VAE the full shapes. Every weight is a view of one of a few small tensors, which
-torch stores once.
+The checkpoint's UNet has one level, its CLIP and VAE the full shapes. Every weight is a view of one of a few small
+tensors, which torch stores once.
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
 sys.path.insert(0, ".")
-sys.argv, target = [sys.argv[0], "--cpu"], sys.argv[1]
+sys.argv, folder = [sys.argv[0], "--cpu"], Path(sys.argv[1])
 
 import comfy.options  # noqa: E402
 
@@ -19,6 +21,8 @@ comfy.options.enable_args_parsing()
 import comfy.ops  # noqa: E402
 from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: E402
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: E402
+from comfy.taesd.taesd import Decoder, Encoder  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
 
 SIZE = 1 << 20
@@ -56,4 +60,16 @@ with torch.device("meta"):
 text = {name if "text_model." in name else f"cond_stage_model.transformer.text_model.{name.split('.', 2)[2]}": value
         for name, value in shapes(clip, "cond_stage_model.transformer.").items()}
 state = shapes(unet, "model.diffusion_model.") | shapes(vae, "first_stage_model.") | text
-torch.save({"state_dict": {name: light(name, tensor) for name, tensor in state.items()}}, target)
+(folder / "checkpoints").mkdir(parents=True)
+torch.save({"state_dict": {name: light(name, tensor) for name, tensor in state.items()}},
+           folder / "checkpoints" / "random_sd15.ckpt")
+
+(folder / "vae_approx").mkdir()
+torch.manual_seed(0)
+for name, channels in (("taesd", 4), ("taesdxl", 4), ("taef1", 16)):
+    for half, make in (("encoder", Encoder), ("decoder", Decoder)):
+        module = make(channels)
+        for part in module.modules():
+            if isinstance(part, torch.nn.Conv2d):
+                torch.nn.Conv2d.reset_parameters(part)  # ComfyUI's own layers leave memory as it was
+        save_file(module.state_dict(), str(folder / "vae_approx" / f"{name}_{half}.safetensors"))
