@@ -99,6 +99,10 @@ class PointsEditor {
         return { x: inside(x, this.size[0]), y: inside(y, this.size[1]) };
     }
 
+    middle() {
+        return this.pixel(this.size[0] / 2, this.size[1] / 2);
+    }
+
     nearest(at, reach) {
         let found = -1, best = reach;
         this.points.forEach((point, index) => {
@@ -157,7 +161,7 @@ class PointsEditor {
     key(event) {
         if (!this.image) return;
         const step = event.shiftKey ? 1 : Math.max(1, Math.round(Math.max(...this.size) / 50));
-        const at = this.cursor ?? { x: Math.floor(this.size[0] / 2), y: Math.floor(this.size[1] / 2) };
+        const at = this.cursor ?? this.middle();
         const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
         if (moves[event.key]) {
             this.cursor = this.pixel(at.x + moves[event.key][0], at.y + moves[event.key][1]);
@@ -208,8 +212,9 @@ class PointsEditor {
             }
             context.stroke();
         }
-        if (document.activeElement === this.root && this.cursor) {
-            const [x, y] = spot(this.cursor), r = 10 * density;
+        const focused = document.activeElement === this.root;
+        if (focused && (this.cursor || this.root.matches(":focus-visible"))) { // the latter: reached by Tab
+            const [x, y] = spot(this.cursor ?? this.middle()), r = 10 * density;
             for (const [color, line] of [["#000000", 3], ["#ffffff", 1]]) {
                 context.beginPath();
                 context.moveTo(x - r, y);
@@ -236,9 +241,11 @@ app.registerExtension({
         points.options ??= {};
         points.options.hidden = true;
         points.computeSize = () => [0, -4];
-        node.addDOMWidget("picture", "uplift_points", editor.root, {
-            serialize: false, hideOnZoom: false, getMinHeight: () => 200,
+        const picture = node.addDOMWidget("picture", "uplift_points", editor.root, {
+            serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => 200,
         });
+        // The panel of the selected node's inputs writes its own width here, and the picture would shrink to it.
+        Object.defineProperty(picture, "width", { get: () => undefined, set: () => {}, configurable: true });
         node.upliftPoints = editor;
         const executed = node.onExecuted;
         node.onExecuted = function (output) {

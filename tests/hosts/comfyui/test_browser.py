@@ -162,6 +162,7 @@ def test_points_are_set_by_clicking(opened, style):
     tabs_to(page, ".uplift-points")
     assert editor.evaluate("e => getComputedStyle(e).outlineStyle") != "none"  # one sees where one is
     zoom = page.tab.evaluate("app.canvas.ds.scale")
+    assert editor.bounding_box()["width"] > 0.9 * zoom * page.tab.evaluate(f"{mask}.size[0]")
     for key in ("ArrowLeft", "ArrowUp", "Enter", "Shift+ArrowRight", "Shift+ArrowDown", "Shift+ArrowDown", "-"):
         keyboard.press(key)
     assert points()[2:] == [{"x": 123, "y": 123, "label": 1}, {"x": 124, "y": 125, "label": 0}]
