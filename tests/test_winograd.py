@@ -1,5 +1,6 @@
 """The fast 3x3 convolution of wide layers gives a convolution's numbers, at all sizes, borders and batch sizes."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -85,3 +86,45 @@ def test_models_of_wide_layers_take_it_and_keep_their_numbers(monkeypatch):
     assert not calls
     tiled = run(Job(model, image[:1], latent[:1], 1, SeededNoise(0)), 40)
     assert difference(tiled, plain[:1]) < TOLERANCE
+
+
+@pytest.mark.parametrize(("step", "first"), [(4, (0, 0)), (4, (2, 1)), (5, (3, 0)), (8, (0, 5))])
+def test_positions_and_their_neighbours_alone(step, first):
+    """At the border the neighbours lie outside, and read what there is."""
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(2, 20, 40, 45, generator=generator).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(12, 20, 3, 3, generator=generator), torch.randn(12, generator=generator)
+    count = tuple((n - 2 - begin) // step + 1 for n, begin in zip(x.shape[2:], first))
+    found = module.convolve_around(x, module.filters(weight, module.AROUND), first, count, step, bias)
+    dense = exact(x, weight, (2, 2, 2, 2), bias)  # position i stands at i + 1
+    rows, columns = ([begin + step * i + d for i in range(n) for d in range(3)] for begin, n in zip(first, count))
+    assert found.shape == (2, 12, len(rows), len(columns))
+    assert (found - dense[:, :, rows][:, :, :, columns]).abs().max() < 1e-4 * 180**0.5
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_last_two_blocks_around_what_is_sampled(norm, residual, monkeypatch):
+    wide = GroupConfig("SingleConv", (96, 112), norm=norm, residual=residual)
+    config = ModelConfig(channels=4, patch=8, encoder=(GroupConfig("SingleConv", (96,)), wide), downs=(DownConfig(),),
+                         decoder=(GroupConfig("SingleConv", (16,)),) * 2, ups=(UpConfig(),), noise_channels=0)
+    model = UPLiFT(config).eval().requires_grad_(False)
+    model.load_state_dict(rule_state({key: tuple(value.shape) for key, value in model.state_dict().items()}))
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(2, 3, 8 * 11, 8 * 13, generator=generator)
+    latent = torch.randn(2, 4, 11, 13, generator=generator)
+    calls = []
+    around = module.convolve_around
+    monkeypatch.setattr(module, "convolve_around", lambda *given: (calls.append(1), around(*given))[1])
+    plain = model(image, latent, form="plain")
+    assert not calls
+    assert difference(model(image, latent), plain) < TOLERANCE
+    with fast_forms(band_pixels=4000):
+        assert difference(model(image, latent), plain) < TOLERANCE
+    assert len(calls) > 2  # it was taken, in bands too
+    for tile in (40, 64):
+        tiled = run(Job(model, image[:1], latent[:1], 1, SeededNoise(0)), tile)
+        assert difference(tiled, plain[:1]) < TOLERANCE
+    calls.clear()
+    assert difference(model(image, latent, 3), model(image, latent, 3, form="plain")) < TOLERANCE
+    assert not calls  # every second position is sampled

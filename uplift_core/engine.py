@@ -21,7 +21,20 @@ from .model import UPLiFT
 from .noise import Noise
 from .resample import Span
 from .sampled import Request, Samples, Window, band_of, finest, source_of, union
-from .windowed import FAST, Map, as_format, at_a_time, empty, joins, need, run, run_sampled, size
+from .windowed import (
+    FAST,
+    Map,
+    as_format,
+    at_a_time,
+    empty,
+    joins,
+    need,
+    run,
+    run_around,
+    run_sampled,
+    size,
+    takes_around,
+)
 from .winograd import keep_filters
 
 Tick = Callable[[float], None]
@@ -211,11 +224,19 @@ class Engine:
             wanted[p - 1] = union(wanted[p - 1], (need(part, y, ys[p - 1]), need(part, x, xs[p - 1])))
         y, x = wanted[0]  # type: ignore[misc]
         m = Map(as_format(guide[:, :, y.lo:y.hi, x.lo:x.hi].to(self.device, self.dtype)), y, x)
+        around = False
         for p in range(top + 1):
             if p:
                 y, x = wanted[p]  # type: ignore[misc]
                 part = self.encoder[p - 1]
-                if p == count and thin is not None:
+                if p == count - 1 and thin is not None and p not in self.taps and takes_around(
+                        part, self.encoder[p], lattice, m.data, y.length * x.length):
+                    around = True  # with the next
+                    self.tick(part_work(part, y, x))
+                    continue
+                if around:
+                    m = run_around(self.encoder[p - 2], part, m, lattice[0], thin)  # type: ignore[arg-type]
+                elif p == count and thin is not None:
                     m = run_sampled(part, m, y, x, lattice, thin)  # type: ignore[arg-type]
                 else:
                     m = run(part, m, y, x)

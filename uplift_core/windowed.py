@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -171,6 +171,39 @@ def run_sampled(block: ConvBlock, m: Map, y: Span, x: Span, steps: tuple[int, in
     return _run_conv_block(block, m, y, x, steps, out)
 
 
+def takes_around(first: nn.Module, last: nn.Module, steps: tuple[int, int], data: Tensor, pixels: int) -> bool:
+    """Whether :func:`run_around` can compute the two blocks of a band of ``pixels``, and saves by it."""
+    return (isinstance(first, ConvBlock) and isinstance(last, ConvBlock) and first.stride == last.stride == 1
+            and len(first.stages()) == len(last.stages()) == 1 and steps[0] == steps[1] >= 4
+            and _takes_winograd(first.stages()[0][0], data, pixels))
+
+
+def run_around(first: ConvBlock, last: ConvBlock, m: Map, step: int, out: tuple[Span, Span]) -> Map:
+    """Two blocks, of the second only the positions ``i * step`` for i in ``out``: the first is computed there and at
+    the eight neighbours, which then stand together, three by three, for a convolution of stride 3."""
+    ys, xs = out
+    y, x = ys.lo * step - m.y.lo, xs.lo * step - m.x.lo
+    conv, norm = first.stages()[0]
+    near = _norm_relu(conv, norm, first.norm, lambda conv: winograd.convolve_around(
+        m.data, winograd.filters(conv.weight, winograd.AROUND), (y, x), (ys.length, xs.length), step, conv.bias))
+    if first.one_by is not None:
+        near = pointwise(first.one_by, near)
+    top, left = int(ys.lo == 0), int(xs.lo == 0)  # where the first neighbours are outside the picture
+    if first.residual:
+        for dy in range(3):
+            for dx in range(3):
+                i, j = top * (dy == 0), left * (dx == 0)
+                own = m.data[:, :, y + step * i + dy - 1:, x + step * j + dx - 1:][:, :, ::step, ::step]
+                _accumulate(near[:, :, 3 * i + dy::3, 3 * j + dx::3], own[:, :, :ys.length - i, :xs.length - j])
+    near[:, :, :top] = 0
+    near[:, :, :, :left] = 0
+    conv, norm = last.stages()[0]
+    data = _norm_relu(conv, norm, last.norm, lambda conv: reshaped(conv, (3, 3), (0, 0))(near))
+    if last.one_by is not None:
+        data = pointwise(last.one_by, data)
+    return Map(_accumulate(data, near[:, :, 1::3, 1::3]) if last.residual else data, ys, xs)
+
+
 def _run_conv_block(block: ConvBlock, m: Map, y: Span, x: Span, steps: tuple[int, int] = (1, 1),
                     sampled: tuple[Span, Span] | None = None) -> Map:
     sizes_y, sizes_x = _stage_sizes(block, m.y.size), _stage_sizes(block, m.x.size)
@@ -217,9 +250,13 @@ def _corners(m: Map, y: Span, x: Span) -> Tensor:
 
 def _conv_norm_relu(conv: Any, norm: Any, kind: str, m: Map, y: Span, x: Span,
                     stride: tuple[int, int]) -> Tensor:
+    return _norm_relu(conv, norm, kind, lambda conv: convolve(conv, m, y, x, stride))
+
+
+def _norm_relu(conv: Any, norm: Any, kind: str, compute: Callable[[Any], Tensor]) -> Tensor:
     if kind == "batch" and FAST.fold_batch_norm:
-        return convolve(fold(conv, norm), m, y, x, stride).relu_()
-    data = convolve(conv, m, y, x, stride)
+        return compute(fold(conv, norm)).relu_()
+    data = compute(conv)
     if kind == "batch":
         return norm(data).relu_()
     if FAST.compiled and norm.weight.device == data.device and norm.weight.dtype == data.dtype:

@@ -10,30 +10,50 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-TILE = 4
-_A, _B = 3 / 4, 3 / 2
-_AA, _BB = _A * _A, _B * _B
 _CHUNK_BYTES = 8 << 20
 
-_POINTS = (0.0, _A, -_A, _B, -_B)
-_NORMS = (_AA * _BB, *[2 * _AA * (_AA - _BB)] * 2, *[2 * _BB * (_BB - _AA)] * 2)
-_FILTER = torch.tensor([[1 / n, p / n, p * p / n] for p, n in zip(_POINTS, _NORMS)] + [[0.0, 0.0, 1.0]],
-                       dtype=torch.float64)
-"""Three taps to their values at the six points."""
-_DATA = torch.tensor([[_AA * _BB, 0, -(_AA + _BB), 0, 1, 0],
-                      [0, -_A * _BB, -_BB, _A, 1, 0], [0, _A * _BB, -_BB, -_A, 1, 0],
-                      [0, -_B * _AA, -_AA, _B, 1, 0], [0, _B * _AA, -_AA, -_B, 1, 0],
-                      [0, _AA * _BB, 0, -(_AA + _BB), 0, 1]])
-"""Six neighbouring samples to the values of their polynomial at the six points."""
-_BACK = torch.tensor([[1.0, 1, 1, 1, 1, 0], [0, _A, -_A, _B, -_B, 0], [0, _AA, _AA, _BB, _BB, 0],
-                      [0, _A * _AA, -_A * _AA, _B * _BB, -_B * _BB, 1]])
-"""Products at the six points to four neighbouring outputs."""
 
-_kept: ContextVar[dict[int, tuple[Tensor, Tensor]] | None] = ContextVar("kept", default=None)
+@dataclass(frozen=True)
+class Form:
+    """The minimal algorithm for ``outputs`` neighbouring results of three taps: polynomials at outputs + 2 points.
+
+    filter: three taps to their values at the points; data: as many neighbouring samples to the values of their
+    polynomial; back: products at the points to the outputs.
+    """
+
+    outputs: int
+    filter: Tensor
+    data: Tensor
+    back: Tensor
+
+    @property
+    def points(self) -> int:
+        return self.outputs + 2
+
+    @classmethod
+    def of(cls, points: Sequence[float]) -> Form:
+        """For finite ``points``, and infinity."""
+        n = len(points)
+        p = np.array(points)
+        others = [np.delete(p, i) for i in range(n)]
+        taps = np.array([[x**j / np.prod(x - rest) for j in range(3)] for x, rest in zip(p, others)] + [[0, 0, 1]])
+        data = np.array([[*np.poly(rest)[::-1], 0] for rest in others] + [np.poly(p)[::-1]])
+        back = np.array([[*p**j, float(j == n - 2)] for j in range(n - 1)])
+        return cls(n - 1, torch.from_numpy(taps), torch.from_numpy(data).float(), torch.from_numpy(back).float())
+
+
+TILES = Form.of((0, 3 / 4, -3 / 4, 3 / 2, -3 / 2))
+"""F(4x4, 3x3), for whole maps."""
+AROUND = Form.of((0, 3 / 4, -3 / 4, 3 / 2))
+"""F(3x3, 3x3), for a position and its eight neighbours."""
+
+_kept: ContextVar[dict[tuple[int, int], tuple[Tensor, Tensor]] | None] = ContextVar("kept", default=None)
 
 
 @contextmanager
@@ -46,21 +66,22 @@ def keep_filters() -> Iterator[None]:
         _kept.reset(token)
 
 
-def filters(weight: Tensor) -> Tensor:
+def filters(weight: Tensor, form: Form = TILES) -> Tensor:
     """:func:`transform_weight`, or what a surrounding :func:`keep_filters` has of it."""
     kept = _kept.get()
     if kept is None:
-        return transform_weight(weight)
-    if id(weight) not in kept:
-        kept[id(weight)] = (weight, transform_weight(weight))  # holding the weight keeps its id unique
-    return kept[id(weight)][1]
+        return transform_weight(weight, form)
+    key = (id(weight), form.outputs)
+    if key not in kept:
+        kept[key] = (weight, transform_weight(weight, form))  # holding the weight keeps its id unique
+    return kept[key][1]
 
 
-def transform_weight(weight: Tensor) -> Tensor:
-    """``o c 3 3 -> 36 c o``: the filters in the transformed domain."""
+def transform_weight(weight: Tensor, form: Form = TILES) -> Tensor:
+    """``o c 3 3 -> points^2 c o``: the filters in the transformed domain."""
     o, c = weight.shape[:2]
-    both = torch.kron(_FILTER, _FILTER).to(weight.dtype)
-    return (both @ weight.permute(2, 3, 1, 0).reshape(9, c * o)).view(36, c, o)
+    both = torch.kron(form.filter, form.filter).to(weight.dtype)
+    return (both @ weight.permute(2, 3, 1, 0).reshape(9, c * o)).view(-1, c, o)
 
 
 def convolve(sources: Sequence[Tensor], transformed: Tensor, pads: tuple[int, int, int, int],
@@ -72,24 +93,44 @@ def convolve(sources: Sequence[Tensor], transformed: Tensor, pads: tuple[int, in
     """
     left, right, top, bottom = pads
     b, _, h, w = sources[0].shape
-    x, (_, c, o) = sources[0], transformed.shape
     height, width = h + top + bottom - 2, w + left + right - 2
-    down, across = -(-height // TILE), -(-width // TILE)
-    rows = max(1, _CHUNK_BYTES // (36 * max(c, o) * 4 * across))
+    out = sources[0].new_empty(b, height, width, transformed.shape[2])
+    side = TILES.outputs
+    _run(TILES, side, sources, transformed, bias, (-top, -left), (-(-height // side), -(-width // side)), out)
+    return out.permute(0, 3, 1, 2)
+
+
+def convolve_around(x: Tensor, transformed: Tensor, first: tuple[int, int], count: tuple[int, int], step: int,
+                    bias: Tensor | None = None) -> Tensor:
+    """The 3x3 convolution of ``b c h w`` (channels last, zero outside) at every ``step``-th position and around it.
+
+    first: row and column of the first such position in ``x``; count: how many rows and columns of them. transformed:
+    :func:`filters` for AROUND. Returns ``b o 3*rows 3*columns``, channels last, three results of each axis together.
+    """
+    out = x.new_empty(x.shape[0], 3 * count[0], 3 * count[1], transformed.shape[2])
+    _run(AROUND, step, [x], transformed, bias, (first[0] - 2, first[1] - 2), count, out)
+    return out.permute(0, 3, 1, 2)
+
+
+def _run(form: Form, step: int, sources: Sequence[Tensor], transformed: Tensor, bias: Tensor | None,
+         begin: tuple[int, int], tiles: tuple[int, int], out: Tensor) -> None:
+    """Tiles of results into ``out`` ``b h w o``: the first reads from ``begin`` on, the next ``step`` further."""
+    side, (down, across), o = form.outputs, tiles, transformed.shape[2]
+    rows = max(1, _CHUNK_BYTES // (form.points**2 * max(transformed.shape[1], o) * 4 * across))
     maps = [source.permute(0, 2, 3, 1) for source in sources]
-    out = x.new_empty(b, height, width, o)
-    for i in range(b):
+    reach = form.points - step
+    for i in range(out.shape[0]):
         for first in range(0, down, rows):
             k = min(rows, down - first)
-            padded = [_padded(m[i], TILE * first - top, -left, TILE * k + 2, TILE * across + 2) for m in maps]
-            target = out[i, TILE * first:TILE * (first + k)]
-            if target.shape[:2] == (TILE * k, TILE * across):
-                _strip(padded, transformed, bias, target.view(k, TILE, across, TILE, o))
+            padded = [_padded(m[i], begin[0] + step * first, begin[1], step * k + reach, step * across + reach)
+                      for m in maps]
+            target = out[i, side * first:side * (first + k)]
+            if target.shape[:2] == (side * k, side * across):
+                _strip(form, step, padded, transformed, bias, target.view(k, side, across, side, o))
             else:
-                strip = x.new_empty(k, TILE, across, TILE, o)
-                _strip(padded, transformed, bias, strip)
-                target[:] = strip.view(TILE * k, TILE * across, o)[:target.shape[0], :width]
-    return out.permute(0, 3, 1, 2)
+                strip = out.new_empty(k, side, across, side, o)
+                _strip(form, step, padded, transformed, bias, strip)
+                target[:] = strip.view(side * k, side * across, o)[:target.shape[0], :target.shape[1]]
 
 
 def _padded(source: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
@@ -106,38 +147,39 @@ def _padded(source: Tensor, top: int, left: int, height: int, width: int) -> Ten
     return padded
 
 
-def _strip(padded: list[Tensor], transformed: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """A row of tiles, or a few, into ``out`` (``rows 4 across 4 o``). All transforms are small matrix products."""
-    k, _, across, _, o = out.shape
-    tiles = k * across
-    product = out.new_empty(36, tiles, o)
+def _strip(form: Form, step: int, padded: list[Tensor], transformed: Tensor, bias: Tensor | None,
+           out: Tensor) -> None:
+    """A row of tiles, or a few, into ``out`` (``rows side across side o``); all transforms are small products."""
+    k, side, across, _, o = out.shape
+    tiles, n = k * across, form.points
+    product = out.new_empty(n * n, tiles, o)
     begin = 0
     for source in padded:
         c = source.shape[2]
-        data = _values(source, k, across)
-        for i in range(6):
-            some, values = product[6 * i:6 * i + 6], data[i].transpose(0, 1)
-            weights = transformed[6 * i:6 * i + 6, begin:begin + c]
+        data = _values(form, step, source, k, across)
+        for i in range(n):
+            some, values = product[n * i:n * i + n], data[i].transpose(0, 1)
+            weights = transformed[n * i:n * i + n, begin:begin + c]
             if begin:
                 some.baddbmm_(values, weights)
             else:
                 torch.bmm(values, weights, out=some)
         begin += c
-    columns = (_BACK @ product.view(6, 6 * tiles * o)).view(4, 6, tiles * o)
-    pixels = torch.bmm(_BACK.expand(4, 4, 6), columns)
+    columns = (form.back @ product.view(n, n * tiles * o)).view(side, n, tiles * o)
+    pixels = torch.bmm(form.back.expand(side, side, n), columns)
     if bias is not None:
         pixels.view(-1, o).add_(bias)
-    out[:] = pixels.view(4, 4, k, across, o).permute(2, 0, 3, 1, 4)
+    out[:] = pixels.view(side, side, k, across, o).permute(2, 0, 3, 1, 4)
 
 
-def _values(padded: Tensor, k: int, across: int) -> Tensor:
-    """``6 tiles 6 c``: the values at the six points, of both axes, for k rows of tiles."""
-    width, c = padded.shape[1:]
-    data = padded.new_empty(6, k * across, 6, c)
-    each_tile = _DATA.expand(across, 6, 6)
+def _values(form: Form, step: int, padded: Tensor, k: int, across: int) -> Tensor:
+    """``n tiles n c``: the values at the n points, of both axes, for k rows of tiles."""
+    n, (width, c) = form.points, padded.shape[1:]
+    data = padded.new_empty(n, k * across, n, c)
+    each_tile = form.data.expand(across, n, n)
     for r in range(k):
-        rows = _DATA @ padded[TILE * r:TILE * r + 6].reshape(6, width * c)
-        windows = rows.as_strided((6, across, 6, c), (width * c, TILE * c, c, 1))
-        for i in range(6):
+        rows = form.data @ padded[step * r:step * r + n].reshape(n, width * c)
+        windows = rows.as_strided((n, across, n, c), (width * c, step * c, c, 1))
+        for i in range(n):
             torch.bmm(each_tile, windows[i], out=data[i, r * across:(r + 1) * across])
     return data
