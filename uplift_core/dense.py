@@ -31,7 +31,7 @@ from .upscaling import _to_tensor, pad_to, parse_tile
 log = logging.getLogger(__name__)
 
 SCALES = (1, 2, 4, 8, "pixel")
-BAND_BYTES = 64 << 20
+BAND_BYTES = 16 << 20
 _LARGEST, _SMALL, _SMALLEST = 512, 64, 16
 """Sides of windows in features: the most and the least that a budget chooses, and the least after running out of
 memory. Below 64 a window takes hardly less memory, but its halo several times the work."""
@@ -62,22 +62,27 @@ class DenseFeatures:
         c, h, w = self.data.shape
         return int(c), int(h), int(w)
 
-    def read(self, y: slice, x: slice = slice(None)) -> Tensor:
-        """A window ``c y x`` as float32, on the CPU."""
+    def read(self, y: slice, x: slice = slice(None), out: Tensor | None = None) -> Tensor:
+        """A window ``c y x`` as float32, on the CPU; in ``out`` where that has room and a copy is needed."""
         part = self.data[:, y, x]
         if isinstance(part, Tensor):
             return part.float().cpu()
-        values = torch.from_numpy(np.array(part, dtype=np.float32))
+        size = math.prod(part.shape)
+        values = (torch.empty(size) if out is None or len(out) < size else out[:size]).view(part.shape)
+        for own, channel in zip(values, part, strict=True):  # torch converts halves several times as fast as numpy
+            own.copy_(torch.from_numpy(np.array(channel)))
         drop_pages(self.data)
         return values
 
     def bands(self, limit: int = BAND_BYTES) -> Iterator[tuple[slice, Tensor]]:
-        """All of it as ``(rows, c r w float32)``, in bands of whole rows of at most about ``limit`` bytes."""
+        """All of it as ``(rows, c r w float32)``, in bands of whole rows of at most about ``limit`` bytes; what is read
+        from a file holds until the next."""
         c, h, w = self.shape
-        rows = max(1, limit // (4 * c * w))
+        rows = min(h, max(1, limit // (4 * c * w)))
+        kept = None if isinstance(self.data, Tensor) else torch.empty(c * rows * w)  # one, or memory is left in holes
         for lo in range(0, h, rows):
             part = slice(lo, min(h, lo + rows))
-            yield part, self.read(part)
+            yield part, self.read(part, out=kept)
 
     def at(self, points: Any) -> Tensor:
         """Features ``n c`` at picture points ``[(x, y), ...]`` in pixels. Raises InputError outside the picture."""

@@ -28,7 +28,7 @@ class FeatureFile:
 
     def __init__(self, path: str | os.PathLike[str], shape: tuple[int, int, int], dtype: torch.dtype, overwrite: bool):
         self.path = self.check(path, overwrite)
-        self.overwrite, self.shape, self.dtype = overwrite, shape, np.dtype(NUMPY_DTYPES[dtype])
+        self.overwrite, self.shape, self.kept, self.dtype = overwrite, shape, dtype, np.dtype(NUMPY_DTYPES[dtype])
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.unfinished = self.path.with_name(f".uplift-{secrets.token_hex(8)}{self.path.suffix}")
         self.file: BinaryIO | None = None
@@ -70,8 +70,8 @@ class FeatureFile:
         assert self.file is not None
         _, h, w = self.shape
         try:
-            for channel, rows in enumerate(values.to("cpu").numpy()):
-                rows = np.ascontiguousarray(rows, dtype=self.dtype)
+            for channel, plane in enumerate(values.to("cpu")):
+                rows = plane.to(self.kept).contiguous().numpy()
                 for i, part in enumerate(rows.reshape(1, -1) if rows.shape[1] == w else rows):
                     self.file.seek(self.start + ((channel * h + y.start + i) * w + x.start) * self.dtype.itemsize)
                     self._put(part.tobytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -44,3 +45,34 @@ def peak_memory(device: torch.device) -> int:
 
         info = psutil.Process().memory_info()
         return int(getattr(info, "peak_wset", info.rss))
+
+
+class AnonymousPeak:
+    """``with AnonymousPeak() as peak:`` by how many bytes (``peak.grown``) a process's own memory grew at most inside,
+    without pages of mapped files, which the system takes back when it needs them. Looked at every few milliseconds; on
+    Linux only."""
+
+    grown = 0
+
+    def __enter__(self) -> AnonymousPeak:
+        self._before, self._ended = _anonymous(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        ended = False
+        while not ended:
+            ended = self._ended.wait(0.003)
+            self.grown = max(self.grown, _anonymous() - self._before)
+
+
+def _anonymous() -> int:
+    found = re.search(r"^RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if not found:
+        raise OSError("this system does not tell the anonymous memory of a process")
+    return int(found[1]) * 1024
