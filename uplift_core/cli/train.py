@@ -78,9 +78,8 @@ def _run(config: str, data: Path | None, out: Path | None, resume: bool, dry_run
     except Cancelled as stop:
         console.print(str(stop))
         raise typer.Exit(130) from None
-    if trainer.broken:
-        console.print(f"[yellow]{len(trainer.broken)} pictures could not be read and were skipped[/]")
-    Console().print(f"written to {escape(str(path))}", highlight=False)
+    if trainer.accelerator.is_main_process:
+        Console().print(f"written to {escape(str(path))}", highlight=False)
 
 
 def _changes(words: list[str]) -> dict[str, Any]:

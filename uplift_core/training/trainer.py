@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,15 +49,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, data: Path, out: Path, *, teacher: Any = None, cpu: bool = False,
                  tensorboard: bool = False):
-        try:
-            from accelerate import Accelerator
-            from accelerate.utils import DistributedDataParallelKwargs
-        except ImportError:
-            raise MissingExtra("accelerate", "train", "Training") from None
-        # The last step's noise and unused encoder maps may leave parameters without gradient.
-        handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-        precision = "no" if recipe.run.precision == "fp32" else recipe.run.precision
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=handlers)
+        self.accelerator = _accelerator(recipe.run.precision, cpu)
         self.recipe, self.out = recipe, out
         self.device = self.accelerator.device
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -81,7 +74,11 @@ class Trainer:
 
     def run(self, *, resume: bool = False, progress: Callable[[Progress], None] | None = None,
             should_stop: Callable[[], bool] | None = None) -> Path:
-        """Train to the end; returns the weights file. Raises InputError, CheckpointError, Cancelled."""
+        """Train to the end; returns the weights file. Raises InputError, CheckpointError, Cancelled.
+
+        should_stop: asked before every step. Of several processes either all have it or none; one that says yes stops
+        all of them.
+        """
         last = self._last_snapshot(resume)
         first_step = 0
         notes: dict[str, Any] = {}
@@ -113,14 +110,17 @@ class Trainer:
         run, network = self.recipe.run, self.task.network
         writer = _Log(self.out, first_step, self.tensorboard) if self.accelerator.is_main_process else None
         positions = Positions(self.recipe.data.batch, first_step, self.steps, self.rank, self.world)
-        loader = DataLoader(self.photos, self.recipe.data.batch, sampler=positions,
-                            num_workers=self.recipe.data.workers, drop_last=True,
-                            persistent_workers=False, pin_memory=self.device.type == "cuda")
+        workers = self.recipe.data.workers
+        # A worker ends when its parent does, which in a fork server (Python 3.14's default) lives on after a kill.
+        context = "fork" if workers and multiprocessing.get_start_method() == "forkserver" else None
+        loader = DataLoader(self.photos, self.recipe.data.batch, sampler=positions, num_workers=workers,
+                            drop_last=True, persistent_workers=False, pin_memory=self.device.type == "cuda",
+                            multiprocessing_context=context)
         losses: list[Tensor] = []
         begun, counted = time.perf_counter(), 0
         try:
-            for step, batch in enumerate(loader, first_step):
-                if should_stop is not None and should_stop():
+            for step, batch in enumerate(_batches(loader), first_step):
+                if should_stop is not None and self._any(should_stop()):
                     self._save(optimizer, step)
                     raise Cancelled(f"stopped at step {step}; --resume goes on from here")
                 self.broken.update(dict.fromkeys(line for text in batch["broken"] for line in text.splitlines()))
@@ -159,6 +159,10 @@ class Trainer:
 
     def _finish(self) -> Path:
         path = self.out / f"{self.recipe.name}.safetensors"
+        if self.world > 1:
+            from accelerate.utils import gather_object
+
+            self.broken = dict.fromkeys(gather_object(list(self.broken)))
         if self.accelerator.is_main_process:
             self.task.save(self._best_state(), path, self._metadata(self.steps))
             if self.recipe.run.preview_every:
@@ -176,8 +180,11 @@ class Trainer:
         if there and not resume:
             raise InputError(f"{self.out} holds a run already (at {there[-1].name}); go on with --resume, or choose "
                              "another --out")
-        if self.accelerator.is_main_process and self.out.is_dir():
-            snapshots.sweep(self.out)
+        if self.accelerator.is_main_process:
+            if resume and not there:
+                log.warning("%s holds no snapshot; starting from the beginning", self.out)
+            if self.out.is_dir():
+                snapshots.sweep(self.out)
         return there[-1] if there else None
 
     def _check_same_recipe(self, notes: dict[str, Any], snapshot: Path) -> None:
@@ -189,6 +196,17 @@ class Trainer:
             if _plain(theirs.get(part)) != _plain(ours.get(part)):
                 raise InputError(f"{snapshot} was made with another recipe: '{part}' differs. Use the same recipe, or "
                                  "another --out")
+        if self.accelerator.is_main_process and notes.get("processes", self.world) != self.world:
+            log.warning("%s was made by %d processes, now there are %d: from here on other crops are seen", snapshot,
+                        notes["processes"], self.world)
+
+    def _any(self, asked: bool) -> bool:
+        """Whether any process asks; each hears the same, or the others would wait for it for ever."""
+        if self.world > 1:
+            from accelerate.utils import gather_object
+
+            return any(gather_object([asked]))
+        return asked
 
     def _first_images(self) -> Iterator[Tensor]:
         batch = min(self.recipe.data.batch, 16)
@@ -240,8 +258,8 @@ class Trainer:
             tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
             snapshots.write(self.out, step, lambda path: self.task.save(self._best_state(), path, self._metadata(step)),
-                            tensors, {"recipe": self.recipe.to_dict(), "optimizer": plain, "scaler": scaler},
-                            self.recipe.run.save_keep)
+                            tensors, {"recipe": self.recipe.to_dict(), "optimizer": plain, "scaler": scaler,
+                                      "processes": self.world}, self.recipe.run.save_keep)
         self.accelerator.wait_for_everyone()
 
     def _preview(self, step: int) -> None:
@@ -258,6 +276,34 @@ class Trainer:
         finally:
             network.load_state_dict(own)
             self.task.objective.train()
+
+
+def _accelerator(precision: str, cpu: bool) -> Any:
+    try:
+        from accelerate import Accelerator, PartialState
+        from accelerate.state import AcceleratorState
+        from accelerate.utils import DistributedDataParallelKwargs
+    except ImportError:
+        raise MissingExtra("accelerate", "train", "Training") from None
+    if precision == "fp16" and PartialState(cpu=cpu).device.type == "cpu":
+        # Some versions of accelerate would go on in fp32 and say nothing.
+        raise InputError("run.precision fp16 needs a GPU; use fp32 or bf16")
+    wanted = "no" if precision == "fp32" else precision
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
+        AcceleratorState._reset_state()  # of a run before in this process; accelerate refuses another precision
+    # The last step's noise and unused encoder maps may leave parameters without gradient.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    return Accelerator(mixed_precision=wanted, cpu=cpu, kwargs_handlers=handlers)
+
+
+def _batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    """An error out of a worker has the worker's traceback for a text; its last line is what we wrote."""
+    try:
+        yield from loader
+    except UpliftError as error:
+        if not loader.num_workers:
+            raise
+        raise type(error)(str(error).rstrip().rpartition("\n")[2].partition(": ")[2]) from None
 
 
 def _summary_writer() -> Any:
