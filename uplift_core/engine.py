@@ -133,14 +133,15 @@ class Engine:
             return self.decode(x, plan, maps, noise, step).data
         out = empty(x, x.shape[1], y.size, columns.size)
         rows = y.size // self.config.step_factor
-        for k in range(bands):
-            part = Span(rows * k // bands * self.config.step_factor,
-                        rows * (k + 1) // bands * self.config.step_factor, y.size)
-            window = self.plan((x.shape[2], x.shape[3]), (part, columns))
-            room = out[:, :, part.lo:part.hi]
-            band = self.decode(x, window, maps, noise, step, room).data
-            if band.data_ptr() != room.data_ptr():
-                room.copy_(band)
+        with keep_filters():
+            for k in range(bands):
+                part = Span(rows * k // bands * self.config.step_factor,
+                            rows * (k + 1) // bands * self.config.step_factor, y.size)
+                window = self.plan((x.shape[2], x.shape[3]), (part, columns))
+                room = out[:, :, part.lo:part.hi]
+                band = self.decode(x, window, maps, noise, step, room).data
+                if band.data_ptr() != room.data_ptr():
+                    room.copy_(band)
         return out
 
     def grown(self, shape: Sequence[int], step: int) -> tuple[tuple[int, int], Window]:

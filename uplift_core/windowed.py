@@ -255,7 +255,7 @@ def _conv_norm_relu(conv: Any, norm: Any, kind: str, m: Map, y: Span, x: Span,
 
 def _norm_relu(conv: Any, norm: Any, kind: str, compute: Callable[[Any], Tensor]) -> Tensor:
     if kind == "batch" and FAST.fold_batch_norm:
-        return compute(fold(conv, norm)).relu_()
+        return compute(winograd.once(conv, "folded", lambda: fold(conv, norm))).relu_()
     data = compute(conv)
     if kind == "batch":
         return norm(data).relu_()

@@ -7,10 +7,11 @@ convolution. Inference only; other devices and dtypes have their own kernels for
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -53,12 +54,13 @@ TILES = Form.of((0, 3 / 4, -3 / 4, 3 / 2, -3 / 2))
 AROUND = Form.of((0, 3 / 4, -3 / 4, 3 / 2))
 """F(3x3, 3x3), for a position and its eight neighbours."""
 
-_kept: ContextVar[dict[tuple[int, int], tuple[Tensor, Tensor]] | None] = ContextVar("kept", default=None)
+_T = TypeVar("_T")
+_kept: ContextVar[dict[tuple[int, str], tuple[Any, Any]] | None] = ContextVar("kept", default=None)
 
 
 @contextmanager
 def keep_filters() -> Iterator[None]:
-    """Within this block a convolution's filters are transformed once, however often it runs."""
+    """Within this block a convolution's filters are transformed (and folded) once, however often it runs."""
     token = _kept.set({})
     try:
         yield
@@ -66,15 +68,20 @@ def keep_filters() -> Iterator[None]:
         _kept.reset(token)
 
 
-def filters(weight: Tensor, form: Form = TILES) -> Tensor:
-    """:func:`transform_weight`, or what a surrounding :func:`keep_filters` has of it."""
+def once(source: Any, purpose: str, make: Callable[[], _T]) -> _T:
+    """``make()``, or what a surrounding :func:`keep_filters` has of it for this source and purpose."""
     kept = _kept.get()
     if kept is None:
-        return transform_weight(weight, form)
-    key = (id(weight), form.outputs)
+        return make()
+    key = (id(source), purpose)
     if key not in kept:
-        kept[key] = (weight, transform_weight(weight, form))  # holding the weight keeps its id unique
+        kept[key] = (source, make())  # holding the source keeps its id unique
     return kept[key][1]
+
+
+def filters(weight: Tensor, form: Form = TILES) -> Tensor:
+    """:func:`transform_weight`, once within :func:`keep_filters`."""
+    return once(weight, f"F{form.outputs}", lambda: transform_weight(weight, form))
 
 
 def transform_weight(weight: Tensor, form: Form = TILES) -> Tensor:
