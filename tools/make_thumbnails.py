@@ -1,6 +1,6 @@
 """Writes workflows/*.jpg: the graphs as ComfyUI's page draws them; the one that needs no download with its result.
 
-    python tools/make_thumbnails.py http://127.0.0.1:8188
+    python tools/make_thumbnails.py http://127.0.0.1:8188 [PART OF A NAME]
 
 Needs a running ComfyUI with this pack, `pip install playwright` and Chromium.
 """
@@ -19,17 +19,17 @@ sys.path.insert(0, str(ROOT / "tests"))
 MARGIN, WIDTH = 30, 960
 
 
-def main(url: str) -> None:
+def main(url: str, named: str = "") -> None:
     from hosts.comfyui.page import Page, browser
 
     with browser(2600, 1100) as context:
         page = Page(context, url.rstrip("/"), NodeBadge_NodeSourceBadgeMode="None", LinkRenderMode=2)
-        for path in sorted((ROOT / "workflows").glob("*.json")):
+        for path in sorted((ROOT / "workflows").glob(f"*{named}*.json")):
             page.load(json.loads(path.read_text()))
             if "Offline" in path.stem:
                 page.run()
                 page.wait("app.graph._nodes.find(n => n.type === 'SaveImage').imgs?.[0]?.naturalWidth")
-                page.tab.wait_for_timeout(2500)
+                page.tab.wait_for_timeout(2500)  # the progress bar goes away
             left, top, right, bottom = page.tab.evaluate("""() => {
                 const box = app.canvas.canvas.getBoundingClientRect(), nodes = app.graph._nodes;
                 const place = (x, y) => { const p = app.canvas.ds.convertOffsetToCanvas([x, y]);
@@ -45,4 +45,4 @@ def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
