@@ -1,18 +1,25 @@
-"""The pack in Python environments and with settings that users have: packages missing or broken, half precision."""
+"""The pack in Python environments and with settings that users have: packages missing or broken, half precision,
+weights fetched by the loader. Each ComfyUI here serves two tests, since its start takes longer than they do.
+"""
 
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 
 from hosts.comfyui.comfy_host import ComfyHost, graph
 from hosts.comfyui.workflow import WORKFLOWS, to_api
+from hub_standin import HubStandIn
+from rule_weights import published_shapes, rule_state
 from uplift_core import load, load_vae, upscale_image
 from uplift_core.assets import asset
+from uplift_core.registry import KNOWN
 
 pytestmark = pytest.mark.slow
 
@@ -27,17 +34,45 @@ sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Hidden
 """
 
 
-@pytest.fixture
-def started(base, comfy_home):
-    hosts = []
+PUBLISHED = KNOWN["dinov2-s14"]
 
-    def start(*arguments, **environment):
-        hosts.append(ComfyHost(base, comfy_home, *arguments, environment=environment))
-        return hosts[-1]
 
-    yield start
-    for host in hosts:
+@contextmanager
+def host_with(base, comfy_home, **environment):
+    host = ComfyHost(base, comfy_home, environment=environment)
+    try:
+        yield host
+    finally:
         host.close()
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """A hub on this machine's loopback with one published file."""
+    content = save(rule_state(published_shapes("dinov2-s14")))
+    with HubStandIn.serving({f"{PUBLISHED.repo}/{PUBLISHED.filename}": content}) as running:
+        running.content = content
+        yield running
+
+
+@pytest.fixture(scope="module")
+def fresh(base, comfy_home, tmp_path_factory, hub):
+    """None of the optional packages is there."""
+    folder = tmp_path_factory.mktemp("fresh")
+    (folder / "sitecustomize.py").write_text(HIDE.format(names=OPTIONAL))
+    with host_with(base, comfy_home, PYTHONPATH=os.fspath(folder), HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0",
+                   HF_HOME=str(folder / "hf")) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def broken(base, comfy_home, tmp_path_factory):
+    """timm cannot be imported; half precision is wanted, as on most graphics cards and never on a CPU."""
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "timm").mkdir()
+    (folder / "timm" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    with host_with(base, comfy_home, PYTHONPATH=os.fspath(folder), PROBE_FP16="1") as host:
+        yield host
 
 
 def nodes_of(host):
@@ -48,10 +83,9 @@ def lines_about(host, word):
     return [line for line in host.log().splitlines() if word in line]
 
 
-def test_a_fresh_environment_upscales_the_photo(started, tmp_path, base):
-    """None of the optional packages is there: one node is left out with one line, the first workflow runs."""
-    (tmp_path / "sitecustomize.py").write_text(HIDE.format(names=OPTIONAL))
-    host = started(PYTHONPATH=os.fspath(tmp_path))
+def test_a_fresh_environment_upscales_the_photo(fresh, base):
+    """One node is left out with one line, the first workflow runs."""
+    host = fresh
     there = nodes_of(host)
     assert {"UPLiFTLatentUpscale", "UPLiFTFeatureMask"} < there and "UPLiFTDenseFeatures" not in there
     (line,) = lines_about(host, "timm")
@@ -67,10 +101,25 @@ def test_a_fresh_environment_upscales_the_photo(started, tmp_path, base):
     assert np.abs(shrunk.astype(int) - np.asarray(photo)).mean() < 3
 
 
-def test_a_broken_package_takes_its_node_alone_and_is_called_broken(started, tmp_path):
-    (tmp_path / "timm").mkdir()
-    (tmp_path / "timm" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    host = started(PYTHONPATH=os.fspath(tmp_path))
+def test_loader_downloads_once_into_its_folder(fresh, hub, base):
+    run = graph(model=("UPLiFTModelLoader", {"model_name": f"{PUBLISHED.filename} (download)", "dtype": "fp32"}),
+                take=("ProbeTake", {"value": ("model", 0)}))
+    file = base / "models/uplift" / PUBLISHED.filename
+    try:
+        _, events = fresh.run(run)
+        progress = [event["data"]["value"] for event in events if event["type"] == "progress"
+                    and event["data"]["node"] == "model"]
+        assert progress and progress == sorted(progress) and progress[-1] == 500
+        assert file.read_bytes() == hub.content and not list(file.parent.glob("*.incomplete"))
+        run["model"]["inputs"]["dtype"] = "auto"  # loaded again, from the file
+        fresh.run(run)
+        assert hub.bodies == 1
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def test_a_broken_package_takes_its_node_alone_and_is_called_broken(broken):
+    host = broken
     there = nodes_of(host)
     assert {"UPLiFTLatentUpscale", "UPLiFTFeatureMask"} < there and "UPLiFTDenseFeatures" not in there
     (line,) = lines_about(host, "timm")
@@ -78,10 +127,10 @@ def test_a_broken_package_takes_its_node_alone_and_is_called_broken(started, tmp
     assert "cannot be imported" in line
 
 
-def test_half_precision_where_the_host_wants_it_and_weights_freed_between_runs(started, tmp_path, base):
+def test_half_precision_where_the_host_wants_it_and_weights_freed_between_runs(broken, tmp_path, base):
     picture = torch.rand(1, 64, 80, 3, generator=torch.Generator().manual_seed(1))
     torch.save(picture, tmp_path / "picture.pt")
-    host = started(PROBE_FP16="1")  # on the CPU ComfyUI itself never wants it, not even with --force-fp16
+    host = broken
 
     def run(name, seed=5):
         host.run(graph(

@@ -92,6 +92,19 @@ def test_mask_and_heat_map(comfy, put, saved, core):
     assert shown["uplift_picture"][0]["type"] == "temp" and shown["uplift_size"] == [[53, 37]]
 
 
+def test_another_point_computes_the_mask_alone(comfy, put):
+    """Run after a click: the features are those of the run before."""
+    run = features_graph(put(some_image(seed=9)), mask_nodes())
+
+    def done():
+        _, events = comfy.run(run)
+        return {event["data"]["node"] for event in events if event["type"] == "executing"} - {None}
+
+    assert {"image", "features", "mask"} <= done()
+    run["mask"]["inputs"]["points"] = json.dumps([{"x": 3, "y": 3}])
+    assert done() == {"mask", "out", "heat"}
+
+
 def test_points_of_the_first_picture_find_it_in_the_others(comfy, put, saved, core):
     image = some_image(2)
     comfy.run(features_graph(put(image), mask_nodes()))

@@ -50,6 +50,15 @@ class ProbeSave:
         return {"ui": {"saved": [path]}}
 
 
+class ProbeTake(ProbeSave):
+    """Asks for a value and forgets it."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"value": ("*",)}})
+
+    def save(self, value):
+        return {}
+
+
 class ProbeLatent:
     """samples of the file, or nested."""
 
@@ -109,6 +118,5 @@ class ProbeOutOfMemory:
         return (model,)
 
 
-NODE_CLASS_MAPPINGS = {"ProbeSave": ProbeSave, "ProbeLatent": ProbeLatent, "ProbeImage": ProbeImage,
-                       "ProbeMask": ProbeMask, "ProbeCount": ProbeCount,
-                       "ProbeOutOfMemory": ProbeOutOfMemory}
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ProbeSave, ProbeTake, ProbeLatent, ProbeImage, ProbeMask,
+                                                        ProbeCount, ProbeOutOfMemory)}
