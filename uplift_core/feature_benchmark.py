@@ -23,7 +23,7 @@ from .devices import choose_device
 from .errors import InputError
 from .feature_files import FeatureFile
 from .features import fit_pca, segments, similarity
-from .measure import peak_memory
+from .measure import peak_memory, start_peak
 from .memory import parse_bytes
 from .model import UPLiFT
 from .peers import PEERS, Features, folder_of, installed, load_peer
@@ -34,7 +34,7 @@ METHODS = ("uplift", *BASELINES)
 @dataclass
 class FeatureMeasurement(Measurement):
     """``use_seconds``, ``use_peak``: a PCA picture, the likeness to a point and five segments of the result, after it
-    (0 where they were not asked for)."""
+    and without what made it (0 where they were not asked for)."""
 
     use_seconds: float = 0.0
     use_peak: int = 0
@@ -81,7 +81,9 @@ def measure(method: str, image: int, *, channels: int = 384, patch: int = 16, ti
             getattr(torch, where.type).synchronize()
         row = FeatureMeasurement(f"{channels} features", method, image, _steps(patch), grid * grid,
                                  time.perf_counter() - begun, peak_memory(where), base)
+        del upsampler, net, picture, low
         if use:
+            start_peak(where)
             begun = time.perf_counter()
             fit_pca(found).picture(found)
             similarity(found, [(3, 3)])
