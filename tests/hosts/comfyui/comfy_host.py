@@ -193,11 +193,16 @@ class ComfyHost:
         socket = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client}", timeout=120)
         return client, socket
 
-    def run(self, graph: dict[str, Any], *, on_event: Any = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Queue a graph in API format and wait for its end. Returns the outputs and the events; raises Failed."""
+    def run(self, graph: dict[str, Any], *, on_event: Any = None, only: list[str] | None = None
+            ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Queue a graph in API format and wait for its end. Returns the outputs and the events; raises Failed.
+
+        ``only``: output nodes asked for, as by the play button of a selected node; all without it.
+        """
         client, socket = self.listen()
+        asked = {"prompt": graph, "client_id": client, **({"partial_execution_targets": only} if only else {})}
         try:
-            number = self.post("/prompt", {"prompt": graph, "client_id": client})["prompt_id"]
+            number = self.post("/prompt", asked)["prompt_id"]
             events = []
             while True:
                 message = socket.recv()

@@ -93,16 +93,18 @@ def test_mask_and_heat_map(comfy, put, saved, core):
 
 
 def test_another_point_computes_the_mask_alone(comfy, put):
-    """Run after a click: the features are those of the run before."""
+    """Run after a click: the features are those of the run before. The node's own play button: the mask and no more."""
     run = features_graph(put(some_image(seed=9)), mask_nodes())
 
-    def done():
-        _, events = comfy.run(run)
+    def done(**options):
+        _, events = comfy.run(run, **options)
         return {event["data"]["node"] for event in events if event["type"] == "executing"} - {None}
 
     assert {"image", "features", "mask"} <= done()
     run["mask"]["inputs"]["points"] = json.dumps([{"x": 3, "y": 3}])
     assert done() == {"mask", "out", "heat"}
+    run["mask"]["inputs"]["points"] = json.dumps([{"x": 4, "y": 4}])
+    assert done(only=["mask"]) == {"mask"}
 
 
 def test_points_of_the_first_picture_find_it_in_the_others(comfy, put, saved, core):
