@@ -135,7 +135,7 @@ def start(code, environment=None, **names):
     if not hasattr(os, "fork"):
         pytest.skip("processes are forked and killed")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["uplift_core.training", "accelerate"])
+    context.set_forkserver_preload(["uplift_core.training", "accelerate", "torch._dynamo"])  # as optimizers import it
     process = context.Process(target=exec, args=(CHILD + code, {
         "environment": environment or {}, "threads": torch.get_num_threads(), "measured_crops": MEASURED_CROPS,
         **names}))
