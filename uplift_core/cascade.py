@@ -16,6 +16,9 @@ from .noise import NoNoise
 from .resample import Span, reads, sample
 from .windowed import Map
 
+_KEPT_BY_TORCH = 64 << 20
+"""About what torch's cache of convolutions grows to, as windows at borders have shapes of their own."""
+
 
 class UpliftWindows:
     """Windows of the features ``1 c h w`` enlarged ``factor`` times, guided by ``image`` ``1 3 H W`` in [0, 1].
@@ -93,4 +96,6 @@ class UpliftWindows:
         element = torch.finfo(self.engine.dtype).bits // 8
         work = work_bytes(self.engine, plans, tuple(self.low.shape[2:]), tuple(self.guide.shape[2:]),  # type: ignore
                           element=element)
-        return work + 2 * area * self.low.shape[1] * 4
+        engine = self.engine
+        copied = engine.device.type != "cpu" or engine.dtype != torch.float32 or bool(engine.config.latent_mean)
+        return work + _KEPT_BY_TORCH + int(area * self.low.shape[1] * (4 * copied + 2))  # fp32 for the reader, half to be written

@@ -27,6 +27,7 @@ from .memory import SHARE_OF_FREE, free_memory, is_out_of_memory, parse_bytes
 from .model import UPLiFT
 from .resample import Span, antialias
 from .upscaling import _to_tensor, pad_to, parse_tile
+from .winograd import keep_filters
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +196,8 @@ def enlarge(upsampler: Upsampler, shape: tuple[int, int], write: Write, *, strid
     if budget is None:
         budget = int(free_memory(upsampler.low.device) * SHARE_OF_FREE)
     windows = _windows(*shape, _side(upsampler, tile, budget, stride, max(shape)))
-    _fill(upsampler, windows, *shape, write, progress, should_stop, tile is not None)
+    with keep_filters():
+        _fill(upsampler, windows, *shape, write, progress, should_stop, tile is not None)
 
 
 def into(data: Tensor) -> Write:

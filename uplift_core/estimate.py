@@ -11,6 +11,9 @@ from .engine import Concat, Engine, Plan, part_work
 from .layers import ConvBlock
 from .windowed import FAST, at_a_time, size, winograd_pays
 
+_SPARE = 32 << 20
+"""Strips, tables and what else is small, of each stage."""
+
 
 def work_bytes(engine: Engine, plans: Sequence[Plan], shape: tuple[int, int], guide: tuple[int, int], *,
                batch: int = 1, element: int = 4) -> int:
@@ -27,7 +30,7 @@ def work_bytes(engine: Engine, plans: Sequence[Plan], shape: tuple[int, int], gu
     kept = batch * element * sum(area * width for area, width in finest.values())
     encoding = _encoder_bytes(engine, plans, guide, batch, element)
     decoding = max(_decoder_bytes(engine, plan, batch, element) for plan in plans)
-    return int(kept + max(encoding, decoding)) + (32 << 20)
+    return int(kept + max(encoding, decoding)) + _SPARE
 
 
 def _filter_bytes(engine: Engine, part: nn.Module, pixels: int, element: int) -> int:
@@ -66,7 +69,7 @@ def _encoder_bytes(engine: Engine, plans: Sequence[Plan], guide: tuple[int, int]
         copies = 4 if isinstance(part, ConvBlock) else 2
         peak = max(peak, batch * element * pixels * (2 * incoming + copies * channels))
         filters += _filter_bytes(engine, part, int(pixels), element)
-    return int(peak) + filters + (48 << 20)
+    return int(peak) + filters + _SPARE
 
 
 def _decoder_bytes(engine: Engine, plan: Plan, batch: int, element: int) -> int:
@@ -88,9 +91,10 @@ def _decoder_bytes(engine: Engine, plan: Plan, batch: int, element: int) -> int:
             y, x = windows[-1]
             n, r = engine.model.attender.n, reach(engine.model.attender.n)
             near = (y.length // engine.config.step_factor + 2 * r) * (x.length // engine.config.step_factor + 2 * r)
-            pooled = y.length * x.length * (channels + 3 * n + 2 * engine.config.channels)
-            peak = max(peak, batch * element * (pooled + 2 * near * engine.config.channels) + (64 << 20))
-    return peak + (48 << 20)
+            copies = 1 if engine.device.type == "cpu" else 2  # of the result, which bags of a table write in place
+            pooled = y.length * x.length * (channels + 3 * n + copies * engine.config.channels)
+            peak = max(peak, batch * element * (pooled + 2 * near * engine.config.channels) + _SPARE)
+    return peak + _SPARE
 
 
 def plan_work(engine: Engine, guide: Tensor, plan: Plan, encodes: bool) -> float:

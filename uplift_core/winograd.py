@@ -61,6 +61,9 @@ _kept: ContextVar[dict[tuple[int, str], tuple[Any, Any]] | None] = ContextVar("k
 @contextmanager
 def keep_filters() -> Iterator[None]:
     """Within this block a convolution's filters are transformed (and folded) once, however often it runs."""
+    if _kept.get() is not None:
+        yield
+        return
     token = _kept.set({})
     try:
         yield
