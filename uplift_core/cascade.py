@@ -98,4 +98,5 @@ class UpliftWindows:
                           element=element)
         engine = self.engine
         copied = engine.device.type != "cpu" or engine.dtype != torch.float32 or bool(engine.config.latent_mean)
-        return work + _KEPT_BY_TORCH + int(area * self.low.shape[1] * (4 * copied + 2))  # fp32 for the reader, half to be written
+        written = area * self.low.shape[1] * (4 * copied + 2)  # fp32 for the reader, half for a file
+        return work + _KEPT_BY_TORCH + int(written)
