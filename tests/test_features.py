@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from golden_cases import difference, golden, ruled
 from uplift_core import PRESETS, DenseFeatures, dense_features, load_features
-from uplift_core.errors import Cancelled, DownloadError, InputError, UpliftError
+from uplift_core.errors import Cancelled, DownloadError, InputError, OutOfMemory, UpliftError
 from uplift_core.features import (
     correspondences,
     feature_mask,
@@ -185,6 +185,16 @@ def test_features_repeat_and_need_no_network():
 def test_bad_options(options, text):
     with pytest.raises(InputError, match=text):
         features(picture(), **options)
+
+
+def test_a_backbone_that_does_not_fit_says_so(monkeypatch):
+    def fails(self, image):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(Backbone, "encode", fails)
+    with pytest.raises(OutOfMemory, match="dinov3-splus16, which sees the whole picture at once, does not fit .*20.00 G"
+                                          ".*smaller resolution"):
+        features(picture())
 
 
 def test_a_model_of_another_backbone_is_refused():

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,11 +163,16 @@ def dense_features(image: Any, *, backbone: str | Backbone = "dinov3-splus16", m
     _check_stop(should_stop)
 
     padded = pad_to(picture, backbone.patch)
-    low = backbone.encode(padded)
+    with _memory_for(f"{backbone.name or 'the backbone'}, which sees the whole picture at once,"):
+        low = backbone.encode(padded)
     factor = backbone.patch if scale == "pixel" else int(scale)
-    upsampler: Upsampler = (UpliftWindows(net, padded, low, factor, should_stop) if isinstance(net, UPLiFT)
-                            else baseline(method, padded, low, factor, patch=backbone.patch,
-                                          backbone=backbone.name))
+    upsampler: Upsampler
+    if isinstance(net, UPLiFT):
+        upsampler = UpliftWindows(net, padded, low, factor, should_stop)
+    else:
+        with _memory_for(method):
+            upsampler = baseline(method, padded, low.to(next(backbone.module.parameters()).device), factor,
+                                 patch=backbone.patch, backbone=backbone.name)
     stride = backbone.patch / factor
     height, width = picture.shape[2:]
     rows, columns = math.ceil(height / stride), math.ceil(width / stride)
@@ -185,6 +191,17 @@ def dense_features(image: Any, *, backbone: str | Backbone = "dinov3-splus16", m
         fill(file.write)
         file.finish(result.metadata())
     return load_features(storage)
+
+
+@contextmanager
+def _memory_for(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or isinstance(error, OutOfMemory):
+            raise
+        raise OutOfMemory(f"out of memory: {what} does not fit ({str(error).splitlines()[0]}); choose a smaller "
+                          "resolution, or close other programs") from error
 
 
 def enlarge(upsampler: Upsampler, shape: tuple[int, int], write: Write, *, stride: float = 1.0,
