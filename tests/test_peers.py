@@ -76,8 +76,8 @@ PACKAGES = {
                f"        return self.gain * {NEAREST.format('low', 'guide.shape[2:]')}\n"
                "def get_upsampler(kind, dim):\n    assert (kind, dim) == ('jbu_stack', 384)\n    return Stack()\n",
                "featup/layers.py":
-               "from torch import nn\nclass ChannelNorm(nn.Module):\n    def __init__(self, dim):\n"
-               "        super().__init__()\n        self.norm = nn.LayerNorm(dim)\n"
+               "from torch.nn import LayerNorm, Module\nclass ChannelNorm(Module):\n    def __init__(self, dim):\n"
+               "        super().__init__()\n        self.norm = LayerNorm(dim)\n"
                "    def forward(self, x):\n"
                "        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)\n"},
 }
