@@ -20,7 +20,7 @@ from ..uplift_core.errors import CheckpointError, InputError
 from ..uplift_core.foreign import SUFFIXES
 from ..uplift_core.model import UPLiFT
 from ..uplift_core.tiling import Progress, estimate_memory
-from ..uplift_core.vae.spaces import LATENT_SPACES
+from ..uplift_core.vae.spaces import BUNDLED_VAE, LATENT_SPACES
 from . import host
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,10 @@ def load(name: str, dtype: str, progress: Progress | None = None) -> HostModel:
         weights = read_weights(path)
         parameters = sum(value.numel() for value in weights.state.values())
         number = host.preferred_dtype(device, parameters) if dtype == "auto" else choose_dtype(dtype, device)
-        model = build(weights, operations=comfy.ops.disable_weight_init).to(away, number)
+        model = build(weights, operations=comfy.ops.disable_weight_init)
+        if dtype == "auto" and number == torch.bfloat16 and model.config.latent_space == BUNDLED_VAE:
+            number = torch.float32  # its latents are pixels nearly, of which bf16 keeps too few levels
+        model = model.to(away, number)
         patcher = host.patcher_class()(model, load_device=device, offload_device=away)
     if model.config.step_factor < 2:
         raise InputError(f"{path} keeps the size of what it is given (up_steps 0): it cannot enlarge pictures")

@@ -1,5 +1,6 @@
 """What comes with the package: works with no network, is never taken for the SD1.5 model, and is good enough."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from typer.testing import CliRunner
 
 from golden_cases import golden
 from uplift_core import load, load_vae, upscale_image
 from uplift_core.assets import asset
 from uplift_core.checkpoints import save
+from uplift_core.cli import app
 from uplift_core.errors import CheckpointError, InputError
 from uplift_core.evaluation import METHODS, evaluate_sr
 from uplift_core.imageio import read_settings
@@ -57,6 +60,36 @@ def test_the_first_command_works_with_nothing_there(nothing_installed):
     assert Image.open(out).size == (512, 512)
     settings = read_settings(out)
     assert settings["model"] == "uplift-mini" and settings["consistency"] is True
+
+
+def test_the_default_four_times_as_large(nothing_installed):
+    low = nothing_installed / "in.png"
+    Image.open(asset("samples/coffee.png")).crop((100, 90, 145, 125)).save(low)
+    done = CliRunner().invoke(app, ["upscale", str(low), "-o", str(nothing_installed / "out.png"), "--scale", "4",
+                                    "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert Image.open(nothing_installed / "out.png").size == (180, 140)
+
+
+def test_eval_prints_and_writes_every_method(nothing_installed):
+    """The command: PSNR and SSIM of all eight, a line and a sheet for every picture."""
+    folder, sheets = nothing_installed / "photos", nothing_installed / "sheets"
+    folder.mkdir()
+    for name in ("astronaut", "coffee"):
+        Image.open(asset(f"samples/{name}.png")).crop((80, 80, 150, 150)).save(folder / f"{name}.png")
+    out = nothing_installed / "sr.json"
+    words = ["eval", "sr", "--data", str(folder), "--scale", "2", "--each", "--device", "cpu", "--crop"]
+    done = CliRunner().invoke(app, [*words, "64", "--json", str(out), "--sheets", str(sheets)], env={"COLUMNS": "250"})
+    assert done.exit_code == 0, done.output
+    (result,) = json.loads(out.read_text())["results"]
+    assert result["scale"] == 2 and set(result["mean"]) == set(METHODS) and result["names"] == ["astronaut.png",
+                                                                                                  "coffee.png"]
+    for method in METHODS:
+        mean = result["mean"][method]
+        assert f"{method}  " in done.output and f"{mean['psnr']:.2f}    {mean['ssim']:.4f}" in done.output
+        assert mean["psnr"] == pytest.approx(sum(result["psnr"][method]) / 2) and 0 < mean["ssim"] <= 1
+    assert sorted(p.name for p in sheets.iterdir()) == ["astronaut_2x.png", "coffee_2x.png"]
+    assert isinstance(CliRunner().invoke(app, [*words, "128"]).exception, InputError)  # larger than the pictures
 
 
 def test_pairs_of_different_latents_are_refused():

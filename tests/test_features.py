@@ -73,8 +73,23 @@ def test_pixel_features_are_the_models_definition(space):
     expected = net(imagenet_normalise(padded), teacher.encode(padded), 4, noise=None, form="plain",
                    outsize=tuple(padded.shape[2:]))[0, :, :37, :53]
     found = features(image, space)
+    assert (found.model, found.backbone) == (space, BACKBONES[space])
     assert found.shape == (384, 37, 53) and found.stride == 1 and found.method == "uplift"
     assert difference(found.data, expected) < TOLERANCE
+    twice = net(imagenet_normalise(padded), teacher.encode(padded), 1, noise=None, form="plain")[0]
+    found = features(image, space, scale=2)
+    assert difference(found.data, twice[:, :found.shape[1], :found.shape[2]]) < TOLERANCE
+
+
+@pytest.mark.parametrize("space", ["dinov2-s14", "dinov3-splus16"])
+def test_the_published_backbones_give_their_last_normed_patches(space):
+    """The real architectures, untrained: all of timm's own result but the prefix tokens."""
+    teacher, image = load_backbone(space, pretrained=False), picture(3 * 14 if space == "dinov2-s14" else 48, 112)[None]
+    found = teacher.encode(image)
+    tokens = teacher.module.forward_features(imagenet_normalise(image))
+    prefix = teacher.module.num_prefix_tokens
+    assert prefix == {"dinov2-s14": 1, "dinov3-splus16": 5}[space] and found.shape[1] == 384
+    assert torch.allclose(found.flatten(2).transpose(1, 2), tokens[:, prefix:], atol=1e-5)
 
 
 @settings(max_examples=6, deadline=None)
@@ -145,6 +160,7 @@ def test_joint_bilateral_is_its_definition():
 def test_files_hold_the_same_and_are_kept(tmp_path, ending):
     path, image = tmp_path / f"f{ending}", picture()
     kept = features(image, scale=4, tile=20, storage=path)
+    assert dense_features(image, backbone=backbone(), model="nearest").data.dtype == torch.float16  # unless asked
     assert difference(kept.read(slice(None)), features(image, scale=4).data) < TOLERANCE
     again = load_features(path)
     assert (again.shape, again.stride, again.image_size, again.method) == (kept.shape, 4, (37, 53), "uplift")
@@ -273,7 +289,8 @@ def test_the_vote_removes_specks():
 def test_likeness_masks_the_planted_region():
     found, regions = planted()
     target = regions == 1
-    for marked in ({"positive": [(92, 48)]}, {"mask": target}, {"positive": [(92, 48)], "negative": [(10, 10)]},
+    for marked in ({"positive": [(92, 48)]}, {"mask": target}, {"mask": target, "negative_mask": regions == 0},
+                   {"positive": [(92, 48)], "negative": [(10, 10)]},
                    {"positive": [(92, 48)], "centre": True}):
         near = similarity(found, **marked)
         mask = feature_mask(near, found.image_size, threshold=0.5, softness=0)

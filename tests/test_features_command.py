@@ -1,6 +1,7 @@
 """``uplift features``, run as a user runs it, with random weights."""
 
 import io
+import json
 import os
 import socket
 import subprocess
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from hub_standin import HubStandIn
+from rule_weights import published_shapes, rule_state
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,3 +138,25 @@ def test_weights_come_from_the_hub_and_stay_in_its_cache(tmp_path, alone):
         done = run(tmp_path, "a.png", "--scale", "1", "--save", "f.npy", **{**alone, "HF_ENDPOINT": server.url})
     assert done.returncode == 0 and not done.stderr.strip() and np.load(tmp_path / "f.npy").shape == (192, 2, 2)
     assert [p.name for p in (tmp_path / "hf").glob("hub/*/snapshots/*/*")] == ["pytorch_model.bin"]
+    done = run(tmp_path, "a.png", "--scale", "1", "--save", "again.npy", **alone)  # the hub is gone
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.load(tmp_path / "again.npy"), np.load(tmp_path / "f.npy"))
+
+
+@pytest.mark.slow
+def test_the_uplift_of_a_backbone_is_found_by_itself(tmp_path, alone):
+    """Untrained files of the published names and shapes in the folder of models."""
+    folder, image = tmp_path / "data/uplift/models", Image.new("RGB", (40, 31), "teal")
+    folder.mkdir(parents=True)
+    image.save(tmp_path / "a.png")
+    vit = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
+    save_file(vit.state_dict(), folder / "vit_small_patch14_dinov2.lvd142m.safetensors")
+    words = ("-m", "uplift_core.cli", "features", "a.png", "--backbone", "dinov2-s14", "--scale", "2", "--save")
+    done = python(tmp_path, *words, "f.npy", **alone)
+    assert done.returncode == 1 and "uplift_dinov2-s14.safetensors" in done.stderr and done.stderr.count("\n") == 1
+    save_file(rule_state(published_shapes("dinov2-s14")), folder / "uplift_dinov2-s14.safetensors")
+    done = python(tmp_path, *words, "f.npy", "--offline", **alone)
+    assert done.returncode == 0, done.stderr
+    found, made = np.load(tmp_path / "f.npy"), json.loads((tmp_path / "f.npy.json").read_text())
+    assert found.shape == (384, 5, 6) and found.dtype == np.float16 and np.isfinite(found).all()
+    assert (made["method"], made["model"]) == ("uplift", "dinov2-s14")

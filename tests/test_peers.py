@@ -187,3 +187,11 @@ def test_a_peer_that_is_not_here_or_is_broken(hub):
     (folder_of("anyup") / "hubconf.py").write_text("1 / 0\n")
     with pytest.raises(UpliftError, match="cannot be loaded .ZeroDivisionError"):
         load_peer("anyup", Features(384, 16))
+
+
+def test_offline_no_weights_are_downloaded(monkeypatch, package):
+    asked = []
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *given, **more: asked.append(given))
+    with pytest.raises(DownloadError, match="nothing is downloaded offline"):
+        load_peer(package, Features(384, 14, "vit_small_patch14_dinov2.lvd142m"), offline=True)
+    assert not asked

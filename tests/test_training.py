@@ -20,10 +20,10 @@ from torch import nn
 from torch.nn import Linear
 from typer.testing import CliRunner
 
-from uplift_core import checkpoints, load, load_vae
+from uplift_core import checkpoints, load, load_vae, upscale_image
 from uplift_core.cli import app
 from uplift_core.config import ModelConfig
-from uplift_core.errors import Cancelled, ConfigError, InputError
+from uplift_core.errors import Cancelled, CheckpointError, ConfigError, InputError
 from uplift_core.model import UPLiFT
 from uplift_core.training import Trainer, load_recipe, named_recipes
 from uplift_core.training.latent_cache import LatentCache, fingerprint
@@ -834,3 +834,37 @@ def test_dry_run_of_an_uplift_with_the_folder_in_the_recipe(photos, tmp_path):
     assert "8,500" in done.stdout and not list(tmp_path.iterdir())
     done = command(*words)
     assert done.exit_code == 1 and "data.folder" in str(done.exception)
+
+
+def test_a_codec_of_ones_own_is_not_taken_for_the_bundled_one(photos, tmp_path):
+    """Its components are others, whatever its size: the bundled UPLiFT refuses its latents."""
+    run = Recipe(**{**vars(recipe(run__steps=1, model__latent_space="")),
+                    "codec": PatchNetConfig(channels=32, patch=8, width=8, blocks=1, detail=4, detail_blocks=1)})
+    own = load_vae(Trainer(run, photos, tmp_path / "out", cpu=True).run())
+    assert own.latent_space == "own" and (own.channels, own.patch) == (32, 8)
+    with pytest.raises(InputError, match="uplift-mini|tiny.*own"):
+        upscale_image(load("uplift-mini", device="cpu"), own, torch.rand(3, 32, 32))
+
+
+def test_a_kl_vae_of_ones_own_teaches(photos, tmp_path):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    torch.manual_seed(0)
+    kl = diffusers.AutoencoderKL(block_out_channels=(32,) * 3, down_block_types=("DownEncoderBlock2D",) * 3,
+                                 up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=6)
+    path = tmp_path / "mine.safetensors"
+    checkpoints.write_safetensors(kl.state_dict(), path, {})
+    with pytest.raises(CheckpointError, match="6-channel latents.*latent_space='own'"):
+        load_vae(path)
+    run = recipe(teacher={"vae": str(path), "latent_space": "own-kl"}, run__steps=2, model__latent_space="")
+    model = load(Trainer(run, photos, tmp_path / "out", cpu=True).run(), device="cpu")
+    assert model.config.latent_space == "own-kl" and model.config.channels == 6
+
+
+def test_resuming_a_finished_run_leaves_its_snapshot_in_place(photos, codec, tmp_path):
+    """A kill while it is written anew would otherwise leave none."""
+    for resume in (False, True):
+        Trainer(recipe(run__steps=2), photos, tmp_path, teacher=codec, cpu=True).run(resume=resume)
+        file = next(tmp_path.glob("step-*/training.safetensors")).stat()
+        if not resume:
+            before = file.st_ino
+    assert file.st_ino == before and not list(tmp_path.glob(".*.part"))

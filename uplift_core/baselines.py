@@ -111,9 +111,10 @@ BASELINES = ("nearest", "bilinear", "jbu", *PEERS)
 
 
 def baseline(method: str, image: Tensor, low: Tensor, factor: int, *, patch: int, backbone: str = "",
-             network: nn.Module | None = None) -> Upsampler:
+             network: nn.Module | None = None, offline: bool = False) -> Upsampler:
     """The upsampler of that name for features ``1 c h w`` of ``image`` ``1 3 H W`` in [0, 1], which ``backbone`` made
-    of patches of ``patch`` pixels. network: that of others where it is loaded already.
+    of patches of ``patch`` pixels. network: that of others where it is loaded already; its weights
+    are not downloaded if ``offline``.
 
     Raises InputError for unknown names, UpliftError where a network of others is not on this machine."""
     if method in ("nearest", "bilinear", "backbone"):
@@ -123,5 +124,5 @@ def baseline(method: str, image: Tensor, low: Tensor, factor: int, *, patch: int
     if method not in PEERS:
         raise InputError(f"method is {method!r}; choose uplift or one of {', '.join(BASELINES)}")
     if network is None:
-        network = load_peer(method, Features(low.shape[1], patch, backbone)).to(low.device)
+        network = load_peer(method, Features(low.shape[1], patch, backbone), offline=offline).to(low.device)
     return Whole(partial(PEERS[method].call, network), image, low, factor)

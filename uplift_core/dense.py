@@ -171,12 +171,12 @@ def dense_features(image: Any, *, backbone: str | Backbone = "dinov3-splus16", m
         upsampler = UpliftWindows(net, padded, low, factor, should_stop)
     else:
         with _memory_for(method):
-            upsampler = baseline(method, padded, low.to(next(backbone.module.parameters()).device), factor,
-                                 patch=backbone.patch, backbone=backbone.name)
+            upsampler = baseline(method, padded, low.to(backbone.device), factor, patch=backbone.patch,
+                                 backbone=backbone.name, offline=bool(offline))
     stride = backbone.patch / factor
     height, width = picture.shape[2:]
     rows, columns = math.ceil(height / stride), math.ceil(width / stride)
-    result = DenseFeatures(None, (height, width), stride, method, backbone.name, _name_of(model, method))
+    result = DenseFeatures(None, (height, width), stride, method, backbone.name, _name_of(model, method, backbone))
     shape = (low.shape[1], rows, columns)
 
     def fill(write: Write) -> None:
@@ -184,7 +184,9 @@ def dense_features(image: Any, *, backbone: str | Backbone = "dinov3-splus16", m
                 should_stop=should_stop)
 
     if storage is None:
-        result.data = torch.empty(shape, dtype=dtype)
+        amount = math.prod(shape) * dtype.itemsize / 2**20
+        with _memory_for(f"the result of {amount:.0f} MB (a file as storage would hold it)"):
+            result.data = torch.empty(shape, dtype=dtype)
         fill(into(result.data))
         return result
     with FeatureFile(storage, shape, dtype, overwrite) as file:
@@ -307,9 +309,11 @@ def model_for(backbone: Backbone, model: Any = "auto", offline: bool | None = No
     return model, "uplift"
 
 
-def _name_of(model: Any, method: str) -> str:
+def _name_of(model: Any, method: str, backbone: Backbone) -> str:
     if method != "uplift":
         return ""
+    if model == "auto":
+        return backbone.latent_space
     return os.fspath(model) if isinstance(model, str | os.PathLike) else model.config.latent_space
 
 

@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,22 +88,44 @@ def installed() -> list[str]:
     return [name for name, peer in PEERS.items() if peer.copy or (peer.package and peer.package.folder)]
 
 
-def load_peer(name: str, features: Features, *, weights: bool = True) -> nn.Module:
+def load_peer(name: str, features: Features, *, weights: bool = True, offline: bool = False) -> nn.Module:
     """A peer's network for such features, its own weights in it unless ``weights`` is off (then random ones).
+    ``offline``: only weights that are on this machine.
 
     Raises UpliftError when it is not there or cannot be loaded, InputError when it has no such network, DownloadError
     when its weights are out of reach."""
     peer, folder = PEERS[name], folder_of(name)
     try:
-        if peer.package and folder == peer.package.folder:
-            network = peer.package.build(features, weights)
-        else:
-            network = peer.build(folder, features, weights)
+        with _no_downloads() if offline else nullcontext():
+            if peer.package and folder == peer.package.folder:
+                network = peer.package.build(features, weights)
+            else:
+                network = peer.build(folder, features, weights)
         return network.eval().requires_grad_(False)
     except UpliftError:
         raise
     except Exception as error:  # code of others: anything may happen
         raise UpliftError(f"{name} in {folder} cannot be loaded ({type(error).__name__}: {error})") from error
+
+
+@contextmanager
+def _no_downloads() -> Iterator[None]:
+    """torch.hub and the Hugging Face hub, which code of others downloads with, give what is in their caches only."""
+    def refuse(address: str, path: str, *given: Any, **more: Any) -> None:
+        raise DownloadError(f"{Path(path).name} is not on this machine, and nothing is downloaded offline. Get it from "
+                            f"{address} and put it into {Path(path).parent}")
+
+    changed: list[tuple[Any, str, Any]] = [(torch.hub, "download_url_to_file", refuse)]
+    with suppress(ImportError):
+        changed.append((importlib.import_module("huggingface_hub.constants"), "HF_HUB_OFFLINE", True))
+    before = [getattr(module, name) for module, name, _ in changed]
+    try:
+        for module, name, value in changed:
+            setattr(module, name, value)
+        yield
+    finally:
+        for (module, name, _), value in zip(changed, before, strict=True):
+            setattr(module, name, value)
 
 
 @contextmanager

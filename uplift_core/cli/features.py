@@ -105,7 +105,8 @@ def features(
                 found = dense_features(picture.rgb, backbone=network, model=net,
                                        scale=scale if scale == "pixel" else int(scale), resolution=resolution or None,
                                        tile=tile, memory_budget=budget, storage=made["save"], overwrite=overwrite,
-                                       dtype=torch.float16 if dtype == "fp16" else torch.float32, progress=tick)
+                                       dtype=torch.float16 if dtype == "fp16" else torch.float32, progress=tick,
+                                       offline=offline or None)
                 size = (picture.rgb.shape[1], picture.rgb.shape[2])
                 factor = found.image_size[1] / size[1]
                 if made["mask"]:

@@ -24,6 +24,7 @@ from ..pictures import upscale_picture
 from ..registry import default_model
 from ..upscaling import check_options, parse_tile, pins_pixels
 from ..vae import load_vae
+from ..vae.spaces import LATENT_SPACES
 from ..version import __version__
 
 
@@ -105,6 +106,8 @@ def upscale(
 def _default_vae(space: str) -> str:
     if not space:
         raise InputError("the model file does not say which latents it enlarges; name a VAE with --vae")
+    if space not in LATENT_SPACES:
+        raise InputError(f"the model enlarges latents of '{space}'; name the VAE that it was trained with, with --vae")
     return space
 
 

@@ -23,6 +23,7 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 class ModelPart:
     """The UPLiFT to train: a preset by name, or channels, patch and the model section in the published language.
 
+    ``latent_space``: what the weights file says (empty: the teacher's; of a codec that is trained: ``own``).
     ``start``: a weights file or known model to begin with instead of random weights. ``linear_start``: begin at the
     linear optimum instead (linear_start.py). ``fixed_norm``: batch norms keep their statistics (with linear_start,
     which sets none, they stay a gain and a shift; a small batch's own would disturb what is carried).
@@ -40,10 +41,12 @@ class ModelPart:
 
 @dataclass(frozen=True)
 class TeacherPart:
-    """What makes the targets: a ``vae`` or a ``backbone``, by name or path. One of the two."""
+    """What makes the targets: a ``vae`` or a ``backbone``, by name or path. One of the two. ``latent_space``: of a VAE
+    whose file does not say it; a name that begins with ``own`` for a VAE of your own."""
 
     vae: str = ""
     backbone: str = ""
+    latent_space: str = ""
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,12 @@ def write(folder: Path, step: int, save_model: Callable[[Path], None], tensors: 
         safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part / STATE)
         (part / NOTES).write_text(json.dumps({"step": step, **notes}, indent=1), encoding="utf-8")
         for file in part.iterdir():
-            with file.open("rb") as opened:
+            with file.open("r+b") as opened:  # Windows flushes only what may be written
                 os.fsync(opened.fileno())
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(part, target)
+        if not _whole(target, part):  # else it stays: the same step of the same run, and never none of it is there
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(part, target)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"the snapshot {target} cannot be written "
                               f"({getattr(error, 'strerror', None) or error})") from None
@@ -45,6 +46,15 @@ def write(folder: Path, step: int, save_model: Callable[[Path], None], tensors: 
     for old in found(folder)[:-max(1, keep)]:
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _whole(snapshot: Path, like: Path) -> bool:
+    """Whether a snapshot can be read and its files are as large as those of ``like``."""
+    try:
+        read(snapshot)
+        return all((snapshot / name).stat().st_size == (like / name).stat().st_size for name in (WEIGHTS, STATE))
+    except (OSError, CheckpointError):
+        return False
 
 
 def found(folder: Path) -> list[Path]:

@@ -69,7 +69,7 @@ class UpliftTask:
         elif teacher is not None:
             self.vae = teacher
         elif recipe.teacher.vae:
-            self.vae = load_vae(recipe.teacher.vae, device=device)
+            self.vae = load_vae(recipe.teacher.vae, device=device, latent_space=recipe.teacher.latent_space or None)
         else:
             self.backbone = load_backbone(recipe.teacher.backbone, device=device)
         start = recipe.model.start
@@ -243,11 +243,13 @@ class CodecTask:
         assert recipe.codec is not None
         self.recipe, self.device = recipe, device
         net = PatchNet(recipe.codec)
+        self.space = recipe.model.latent_space or "own"  # other components make other latents
         if recipe.model.start:
             start = load_vae(recipe.model.start)
             if not isinstance(start, PatchCodec) or start.module.config != recipe.codec:
                 raise InputError(f"{recipe.model.start} is no tiny codec with {recipe.codec}")
             net.load_state_dict(start.module.state_dict())
+            self.space = recipe.model.latent_space or start.latent_space  # the same components, the same latents
         self.objective = self._wrap(net)
 
     def _wrap(self, net: PatchNet) -> _CodecLoss:
@@ -276,7 +278,7 @@ class CodecTask:
             return images, self.network.encode(images), seed
 
     def save(self, state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-        checkpoints.write_safetensors(state, path, {**self.network.config.to_metadata(), "latent_space": "tiny",
+        checkpoints.write_safetensors(state, path, {**self.network.config.to_metadata(), "latent_space": self.space,
                                                     **metadata})
 
     def load(self, path: Path) -> None:

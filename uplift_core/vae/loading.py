@@ -67,12 +67,13 @@ def load_vae(name_or_path: str | os.PathLike[str], *, device: str | torch.device
     - ``sd15``, ``taesd`` (see ALIASES), ``owner/name`` or ``owner/name:subfolder`` on the hub, from the cache if there.
 
     ``latent_space``: one of LATENT_SPACES, for files that do not tell; the VAEs of SD1.5 and SDXL look alike. Four
-    channels without any sign are taken for ``sd15``.
+    channels without any sign are taken for ``sd15``. For a VAE of one's own, of any channels, a name that begins with
+    ``own``.
 
     Raises CheckpointError naming the file and the first thing that does not fit, DownloadError, InputError,
     MissingExtra without diffusers.
     """
-    if latent_space is not None:
+    if latent_space is not None and not latent_space.startswith("own"):
         space_of(latent_space)
     where = choose_device(device)
     number = choose_dtype(dtype, where)
@@ -304,6 +305,8 @@ def _choose_space(path: Path, channels: int, factor: float | None, hint: str, as
     """The latent space: what the caller says, else the configured scaling, else names, else 4 channels are sd15."""
     told = next((name for name, space in LATENT_SPACES.items() if factor is not None
                  and space.channels == channels and abs(space.scaling_factor - factor) < 1e-4), "")
+    if asked is not None and asked.startswith("own"):
+        return asked
     if asked is not None:
         want = LATENT_SPACES[asked]
         if want.channels != channels:
@@ -324,4 +327,5 @@ def _choose_space(path: Path, channels: int, factor: float | None, hint: str, as
     if fitting:
         raise InputError(f"{path} makes {channels}-channel latents, which may be {' or '.join(fitting)}: say which "
                          f"with latent_space='{fitting[0]}'")
-    raise CheckpointError(f"{path} makes {channels}-channel latents; known are 4 (SD1.5, SDXL) and 16 (SD3, Flux)")
+    raise CheckpointError(f"{path} makes {channels}-channel latents; known are 4 (SD1.5, SDXL) and 16 (SD3, Flux). "
+                          "Is it a VAE of your own? Then say so: latent_space='own'")

@@ -58,10 +58,11 @@ def mask_nodes(points=POINTS, threshold=0.5, softness=0.1, **more):
             "heat": ("ProbeSave", {"value": ("mask", 1), "name": "heat"})}
 
 
-@pytest.mark.parametrize("scale, resolution", [("pixel", 0), ("2x", 0), ("1x", 0), ("pixel", 32)])
-def test_pca_is_the_core(comfy, put, saved, core, scale, resolution):
+@pytest.mark.parametrize("scale, resolution, tile", [("pixel", 0, "auto"), ("2x", 0, "off"), ("1x", 0, "auto"),
+                                                     ("8x", 0, "256"), ("pixel", 32, "auto")])
+def test_pca_is_the_core(comfy, put, saved, core, scale, resolution, tile):
     image = some_image(2)
-    comfy.run(features_graph(put(image), scale=scale, resolution=resolution))
+    comfy.run(features_graph(put(image), scale=scale, resolution=resolution, tile=tile))
     maps = [core(one.movedim(-1, 0), scale="pixel" if scale == "pixel" else int(scale[0]),
                  resolution=resolution or None) for one in image]
     expected = torch.stack(pca_pictures(maps)).movedim(1, -1)
