@@ -51,10 +51,21 @@ def test_the_default_depends_on_the_sd15_weights(nothing_installed, caplog):
     assert not caplog.text
 
 
-def test_the_first_command_works_with_nothing_there(nothing_installed):
+NO_NETWORK = """import socket
+def asked(*given, **more):
+    print("the network was asked for", given)
+    raise OSError("no network")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = asked
+from uplift_core.cli import main
+main()"""
+
+
+def test_the_first_command_works_with_nothing_there(nothing_installed, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     out = nothing_installed / "out.png"
-    done = subprocess.run([sys.executable, "-m", "uplift_core.cli", "upscale", str(asset("samples/astronaut.png")),
+    done = subprocess.run([sys.executable, "-c", NO_NETWORK, "upscale", str(asset("samples/astronaut.png")),
                            "-o", str(out)], capture_output=True, text=True, env={**os.environ, "COLUMNS": "300"})
+    assert "network" not in done.stdout, done.stdout
     assert done.returncode == 0, done.stderr
     assert "bundled model 'uplift-mini'" in done.stderr
     assert Image.open(out).size == (512, 512)
