@@ -116,5 +116,6 @@ def _file(size: torch.Size, backbone: Any, scale: int | str, resolution: int, co
 
 
 def _remove(path: str) -> None:
-    if os.path.exists(path):
-        os.remove(path)
+    for file in (path, path + ".json"):
+        if os.path.exists(file):
+            os.remove(file)

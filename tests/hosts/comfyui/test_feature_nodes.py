@@ -217,3 +217,21 @@ def test_a_long_narrow_picture(comfy, put, saved, core):
     expected = pca_pictures([core(picture.movedim(-1, 1)[0])])[0]
     assert saved("pca").shape == (1, 40, 3000, 3)
     assert (saved("pca")[0].movedim(-1, 0) - expected).abs().max() < 0.02
+
+
+def test_features_larger_than_memory_wait_in_a_file_that_goes_with_them(comfy, put, saved, base):
+    """The limit is put to nothing; then the features are dropped, as another picture takes their place."""
+    temp = base / "temp"
+    run = features_graph(put(some_image(seed=7), "kept"), {**mask_nodes(), "pca": ("ProbeSave", {
+        "value": ("features", 1), "name": "pca"})})
+    run |= graph(kept=("ProbeKept", {"image": ("image", 0), "kept": 0}))
+    run["features"]["inputs"]["image"] = ["kept", 0]
+    comfy.run(run)
+    from_file = [saved(name) for name in ("pca", "mask", "heat")]
+    (file,) = temp.glob("uplift_features_*.npy")
+    assert file.stat().st_size > 2 * 192 * 37 * 53
+    run["kept"]["inputs"]["kept"] = 512 << 20
+    comfy.run(run)
+    assert not list(temp.glob("uplift_features_*"))
+    for name, expected in zip(("pca", "mask", "heat"), from_file):
+        assert torch.equal(saved(name), expected)

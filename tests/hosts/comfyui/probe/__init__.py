@@ -80,6 +80,18 @@ class ProbeImage:
         return (torch.load(path),)
 
 
+class ProbeKept:
+    """Passes an image on; features of it that are larger than ``kept`` go to a file."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"image": ("IMAGE",), "kept": ("INT", {"max": 1 << 40})}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "set", "probe"
+
+    def set(self, image, kept):
+        (module,) = [m for name, m in sys.modules.items() if name.endswith(".nodes.dense_features")]
+        module.KEPT_IN_MEMORY = kept
+        return (image,)
+
+
 class ProbeMask(ProbeImage):
     RETURN_TYPES = ("MASK",)
 
@@ -119,4 +131,4 @@ class ProbeOutOfMemory:
 
 
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ProbeSave, ProbeTake, ProbeLatent, ProbeImage, ProbeMask,
-                                                        ProbeCount, ProbeOutOfMemory)}
+                                                        ProbeKept, ProbeCount, ProbeOutOfMemory)}
