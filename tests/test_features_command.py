@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 
 from hub_standin import HubStandIn
 from rule_weights import published_shapes, rule_state
+from uplift_core import load_features
+from uplift_core.features import feature_mask, pca_pictures, segment_picture, segments, similarity
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +51,19 @@ def test_everything_of_two_pictures(tmp_path):
         assert Image.open(tmp_path / f"{name}.png").size == (50, 40)
     again = run(tmp_path, *words)
     assert again.returncode == 1 and "--overwrite" in again.stderr
-    assert run(tmp_path, *words, "--overwrite").returncode == 0
+    words = (*words[:3], "--save", "f.safetensors", *words[5:], "--overwrite", "--unlike", "40,30",
+             "--resolution", "25", "--threshold", "0.3", "--seed", "4", "--mask", "M.png", "--segments-out", "S.png")
+    done = run(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    maps = [load_features(tmp_path / f"{name}_f.safetensors") for name in "ab"]
+    for name, found, colours in zip("ab", maps, pca_pictures(maps)):
+        assert found.image_size == (20, 25) and found.data.dtype == np.float16
+        near = similarity(found, [(5, 5)], [(20, 15)])  # the picture's points, in pixels of the file, at half the size
+        for made, expected in ((f"{name}_M", feature_mask(near, (40, 50), threshold=0.3)), (f"{name}_p", colours), (
+                f"{name}_S", segment_picture(segments(found, 3, seed=4, clean=1), (40, 50)))):
+            pixels = torch.from_numpy(np.array(Image.open(tmp_path / f"{made}.png"))).float()
+            expected = expected if expected.ndim == 2 else expected.movedim(0, -1)
+            assert (pixels - expected * 255).abs().max() <= 1, made
 
 
 @pytest.mark.slow
