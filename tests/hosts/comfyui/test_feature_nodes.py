@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from hosts.comfyui.comfy_host import Failed, graph
+from rule_weights import published_shapes, rule_state
 from uplift_core import dense_features, load, load_features
 from uplift_core.backbones import load_backbone
 from uplift_core.features import feature_mask, pca_pictures, segment_masks, segments, similarity
@@ -202,6 +205,30 @@ def test_backbone_out_of_reach(comfy, put):
     with pytest.raises(Failed, match="vit_small_patch14_dinov2") as failed:
         comfy.run(run)
     assert "https://" in failed.value.message and "models/uplift_backbones as " in failed.value.message
+
+
+@pytest.fixture
+def published(base):
+    """Untrained files of the names and shapes of the published DINOv2 pair, in ComfyUI's folders."""
+    vit = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
+    files = {base / "models/uplift_backbones/vit_small_patch14_dinov2.lvd142m.safetensors": vit.state_dict(),
+             base / "models/uplift/uplift_dinov2-s14.safetensors": rule_state(published_shapes("dinov2-s14"))}
+    for path, state in files.items():
+        save_file(state, path)
+    yield list(files)
+    for path in files:
+        path.unlink()
+
+
+def test_the_uplift_of_a_backbone_is_found_by_itself(comfy, put, saved, published):
+    image = some_image()
+    run = features_graph(put(image), backbone="dinov2-s14", scale="2x")
+    del run["model"], run["features"]["inputs"]["model"]
+    comfy.run(run)
+    found = dense_features(image[0].movedim(-1, 0), backbone=load_backbone(published[0]), model=str(published[1]),
+                           scale=2)
+    assert found.shape == (384, 6, 8)
+    assert (saved("pca")[0].movedim(-1, 0) - pca_pictures([found])[0]).abs().max() < 1e-3
 
 
 def test_wrong_model_for_the_backbone(comfy, put):
