@@ -11,6 +11,7 @@ from rule_weights import rule_state
 from uplift_core import ModelConfig, UPLiFT
 from uplift_core import winograd as module
 from uplift_core.config import DownConfig, GroupConfig, UpConfig
+from uplift_core.kept import keep_made
 from uplift_core.noise import SeededNoise
 from uplift_core.tiling import Job, run
 from uplift_core.windowed import fast_forms
@@ -57,26 +58,36 @@ def test_a_map_worked_through_in_strips():
 
 def test_filters_are_kept_only_within_the_block():
     weight = torch.randn(4, 4, 3, 3)
-    with module.keep_filters():
+    with keep_made():
         first = module.filters(weight)
         assert module.filters(weight) is first
     weight.mul_(2)
     assert torch.allclose(module.filters(weight), first * 2)
 
 
+def counted(monkeypatch, name):
+    """A list that grows by one with every call of this function of winograd.py."""
+    calls, own = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *given: (calls.append(1), own(*given))[1])
+    return calls
+
+
+def by_the_plain_form(config, h, w):
+    """A model, a batch of two guides and latents of ``h w``, and what the plain form makes of them."""
+    model = UPLiFT(config).eval().requires_grad_(False)
+    model.load_state_dict(rule_state({key: tuple(value.shape) for key, value in model.state_dict().items()}))
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(2, 3, config.patch * h, config.patch * w, generator=generator)
+    latent = torch.randn(2, config.channels, h, w, generator=generator)
+    return model, image, latent, model(image, latent, form="plain")
+
+
 def test_models_of_wide_layers_take_it_and_keep_their_numbers(monkeypatch):
     wide = GroupConfig("DoubleConv", (128,), norm="layer")
     config = ModelConfig(channels=4, patch=4, encoder=(GroupConfig("SingleConv", (128,)), wide), downs=(DownConfig(),),
                          decoder=(wide, wide), ups=(UpConfig(),), noise_channels=2)
-    model = UPLiFT(config).eval().requires_grad_(False)
-    model.load_state_dict(rule_state({key: tuple(value.shape) for key, value in model.state_dict().items()}))
-    generator = torch.Generator().manual_seed(1)
-    image = torch.rand(2, 3, 4 * 21, 4 * 23, generator=generator)
-    latent = torch.randn(2, 4, 21, 23, generator=generator)
-    calls = []
-    convolve = module.convolve
-    monkeypatch.setattr(module, "convolve", lambda *given: (calls.append(1), convolve(*given))[1])
-    plain = model(image, latent, form="plain")
+    calls = counted(monkeypatch, "convolve")
+    model, image, latent, plain = by_the_plain_form(config, 21, 23)
     assert not calls
     assert difference(model(image, latent), plain) < TOLERANCE
     assert calls  # it was taken
@@ -108,15 +119,8 @@ def test_the_last_two_blocks_around_what_is_sampled(norm, residual, monkeypatch)
     wide = GroupConfig("SingleConv", (96, 112), norm=norm, residual=residual)
     config = ModelConfig(channels=4, patch=8, encoder=(GroupConfig("SingleConv", (96,)), wide), downs=(DownConfig(),),
                          decoder=(GroupConfig("SingleConv", (16,)),) * 2, ups=(UpConfig(),), noise_channels=0)
-    model = UPLiFT(config).eval().requires_grad_(False)
-    model.load_state_dict(rule_state({key: tuple(value.shape) for key, value in model.state_dict().items()}))
-    generator = torch.Generator().manual_seed(1)
-    image = torch.rand(2, 3, 8 * 11, 8 * 13, generator=generator)
-    latent = torch.randn(2, 4, 11, 13, generator=generator)
-    calls = []
-    around = module.convolve_around
-    monkeypatch.setattr(module, "convolve_around", lambda *given: (calls.append(1), around(*given))[1])
-    plain = model(image, latent, form="plain")
+    calls = counted(monkeypatch, "convolve_around")
+    model, image, latent, plain = by_the_plain_form(config, 11, 13)
     assert not calls
     assert difference(model(image, latent), plain) < TOLERANCE
     with fast_forms(band_pixels=4000):

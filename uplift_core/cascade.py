@@ -17,7 +17,7 @@ from .resample import Span, reads, sample
 from .windowed import Map
 
 _KEPT_BY_TORCH = 64 << 20
-"""About what torch's cache of convolutions grows to, as windows at borders have shapes of their own."""
+"""About what torch's cache of convolutions on a CPU grows to, as windows at borders have shapes of their own."""
 
 
 class UpliftWindows:
@@ -99,4 +99,4 @@ class UpliftWindows:
         engine = self.engine
         copied = engine.device.type != "cpu" or engine.dtype != torch.float32 or bool(engine.config.latent_mean)
         written = area * self.low.shape[1] * (4 * copied + 2)  # fp32 for the reader, half for a file
-        return work + _KEPT_BY_TORCH + int(written)
+        return work + int(written) + (_KEPT_BY_TORCH if engine.device.type == "cpu" else 0)

@@ -23,12 +23,12 @@ from .baselines import BASELINES, Upsampler, baseline
 from .cascade import UpliftWindows
 from .errors import Cancelled, InputError, OutOfMemory
 from .feature_files import NUMPY_DTYPES, FeatureFile, drop_pages, open_features
+from .kept import keep_made
 from .loading import load
 from .memory import SHARE_OF_FREE, free_memory, is_out_of_memory, parse_bytes
 from .model import UPLiFT
 from .resample import Span, antialias
 from .upscaling import _to_tensor, pad_to, parse_tile
-from .winograd import keep_filters
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def enlarge(upsampler: Upsampler, shape: tuple[int, int], write: Write, *, strid
     if budget is None:
         budget = int(free_memory(upsampler.low.device) * SHARE_OF_FREE)
     windows = _windows(*shape, _side(upsampler, tile, budget, stride, max(shape)))
-    with keep_filters():
+    with keep_made():
         _fill(upsampler, windows, *shape, write, progress, should_stop, tile is not None)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .attender import pool, pool_reference, reach, replicate
 from .heap import keep_freed_memory
+from .kept import keep_made
 from .layers import ConvBlock
 from .model import UPLiFT
 from .noise import Noise
@@ -35,7 +36,6 @@ from .windowed import (
     size,
     takes_around,
 )
-from .winograd import keep_filters
 
 Tick = Callable[[float], None]
 """Called after each piece of work with its size; may raise to stop."""
@@ -133,7 +133,7 @@ class Engine:
             return self.decode(x, plan, maps, noise, step).data
         out = empty(x, x.shape[1], y.size, columns.size)
         rows = y.size // self.config.step_factor
-        with keep_filters():
+        with keep_made():
             for k in range(bands):
                 part = Span(rows * k // bands * self.config.step_factor,
                             rows * (k + 1) // bands * self.config.step_factor, y.size)
@@ -181,7 +181,7 @@ class Engine:
         area = max(r.y.length / r.y.size * r.x.length / r.x.size for r in stored) * guide.shape[2] * guide.shape[3]
         bands = max(1, min(math.ceil(area / at_a_time(FAST.band_pixels, self.device)), max(r.y.length for r in stored)))
         samples = Samples([])
-        with keep_filters():
+        with keep_made():
             for band in range(bands):
                 self._encode_band(guide, band_of(stored, band, bands), ys, xs, lattice, samples, stored)
         return samples
@@ -290,8 +290,7 @@ class Engine:
         y, x = window
         f = maps.get(Request(part.source, part.sampling, y, x))
         own = m.cut(y, x)
-        if not part.noise_channels and reader is not None and isinstance(reader[0], nn.Module) and joins(
-                reader[0], own, *reader[1]):
+        if reader and not part.noise_channels and joins(reader[0], own, *reader[1]):
             return Map(own, y, x, (f,))
         b, c, wide = own.shape[0], own.shape[1], f.shape[1]
         data = empty(own, c + wide + part.noise_channels, y.length, x.length)

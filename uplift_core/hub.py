@@ -52,9 +52,9 @@ def fetch(repo: str, filename: str, *, folder: Path | None, by_hand: Path, progr
     Raises DownloadError naming the file, its address, the folder to put it in by hand (``by_hand``, there called
     ``rename``), and the cause; MissingExtra without huggingface_hub.
     """
-    hub = _hub()
     revision = revision or "main"
-    url = hub.hf_hub_url(repo, filename, revision=revision)
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    url = f"{endpoint}/{repo}/resolve/{revision}/{filename}"
 
     def failed(cause: str) -> DownloadError:
         what, name = (f"{repo}/{filename}", f" as {rename}") if rename else (filename, "")
@@ -63,15 +63,16 @@ def fetch(repo: str, filename: str, *, folder: Path | None, by_hand: Path, progr
 
     if offline:
         raise failed("offline mode was asked for")
+    hub = _hub()
     options: dict[str, Any] = {"revision": revision, "token": token}
     if progress is not None and "tqdm_class" in inspect.signature(hub.hf_hub_download).parameters:
         options["tqdm_class"] = _reporter(progress)
     staging = folder / f".{filename}.download" if folder else None
     try:
-        if cached(repo, filename, revision) is None:  # one question first: downloading asks five times, with warnings
+        ready = cached(repo, filename, revision)
+        if ready is None:  # one question first: downloading asks five times, with warnings
             hub.get_hf_file_metadata(url, token=token)
         if folder and staging:
-            ready = cached(repo, filename, revision)
             if ready is None or not _looks_whole(ready):
                 staging.mkdir(parents=True, exist_ok=True)
                 ready = Path(_resumed(hub.hf_hub_download, repo, filename, local_dir=staging, **options))

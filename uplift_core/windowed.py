@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import winograd
+from .kept import once
 from .layers import ConvBlock, DownBlock, TransposeConv, UpBlock, channel_norm, odd_size
 from .resample import Span, reads, sample
 
@@ -255,7 +256,7 @@ def _conv_norm_relu(conv: Any, norm: Any, kind: str, m: Map, y: Span, x: Span,
 
 def _norm_relu(conv: Any, norm: Any, kind: str, compute: Callable[[Any], Tensor]) -> Tensor:
     if kind == "batch" and FAST.fold_batch_norm:
-        return compute(winograd.once(conv, "folded", lambda: fold(conv, norm))).relu_()
+        return compute(once(conv, "folded", lambda: fold(conv, norm))).relu_()
     data = compute(conv)
     if kind == "batch":
         return norm(data).relu_()
@@ -332,7 +333,7 @@ def _takes_winograd(conv: Any, data: Tensor, pixels: int) -> bool:
             and winograd_pays(weight.shape[0], weight.shape[1], pixels))
 
 
-def joins(block: nn.Module, data: Tensor, y: Span, x: Span) -> bool:
+def joins(block: object, data: Tensor, y: Span, x: Span) -> bool:
     """Whether the block can read a map's channels from several tensors, the first of them ``data``.
 
     Its convolution then sums over them; nobody else may look at the others (:func:`_accumulate` would, past the first).

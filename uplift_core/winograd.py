@@ -7,15 +7,14 @@ convolution. Inference only; other devices and dtypes have their own kernels for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .kept import once
 
 _CHUNK_BYTES = 8 << 20
 
@@ -54,36 +53,9 @@ TILES = Form.of((0, 3 / 4, -3 / 4, 3 / 2, -3 / 2))
 AROUND = Form.of((0, 3 / 4, -3 / 4, 3 / 2))
 """F(3x3, 3x3), for a position and its eight neighbours."""
 
-_T = TypeVar("_T")
-_kept: ContextVar[dict[tuple[int, str], tuple[Any, Any]] | None] = ContextVar("kept", default=None)
-
-
-@contextmanager
-def keep_filters() -> Iterator[None]:
-    """Within this block a convolution's filters are transformed (and folded) once, however often it runs."""
-    if _kept.get() is not None:
-        yield
-        return
-    token = _kept.set({})
-    try:
-        yield
-    finally:
-        _kept.reset(token)
-
-
-def once(source: Any, purpose: str, make: Callable[[], _T]) -> _T:
-    """``make()``, or what a surrounding :func:`keep_filters` has of it for this source and purpose."""
-    kept = _kept.get()
-    if kept is None:
-        return make()
-    key = (id(source), purpose)
-    if key not in kept:
-        kept[key] = (source, make())  # holding the source keeps its id unique
-    return kept[key][1]
-
 
 def filters(weight: Tensor, form: Form = TILES) -> Tensor:
-    """:func:`transform_weight`, once within :func:`keep_filters`."""
+    """:func:`transform_weight`, once within :func:`~uplift_core.kept.keep_made`."""
     return once(weight, f"F{form.outputs}", lambda: transform_weight(weight, form))
 
 
