@@ -17,7 +17,7 @@ from rule_weights import published_shapes, rule_state
 from uplift_core import hub, registry
 from uplift_core.assets import asset
 from uplift_core.config import PRESETS
-from uplift_core.errors import CheckpointError, InputError, MissingExtra
+from uplift_core.errors import CheckpointError, DownloadError, InputError, MissingExtra
 from uplift_core.registry import KNOWN, describe, find, get, installed, lookup, model_folders, user_folder
 
 ROOT = Path(__file__).parent.parent
@@ -217,6 +217,15 @@ def test_offline_and_out_of_reach(tmp_path):
     code += '\nattempt("asked", lambda: registry.get("dinov2-s14", offline=True))'
     with HubStandIn.serving({}) as server:
         explained(run(tmp_path, code, server.url)["asked"], "offline mode was asked for")
+
+
+def test_offline_is_said_where_huggingface_hub_is_missing(monkeypatch, tmp_path):
+    """Not that a package for downloading is wanted, which would not help."""
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.setenv("UPLIFT_MODELS", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    with pytest.raises(DownloadError, match="offline mode was asked for. Get it from http.*dinov2-s14.*put it into"):
+        get("dinov2-s14", offline=True)
 
 
 # -- with a hub ----------------------------------------------------------------------------------------------------
