@@ -36,6 +36,15 @@ def _hub() -> Any:
     return huggingface_hub
 
 
+def _address(repo: str, filename: str, revision: str) -> str:
+    """Where the file is on the hub; huggingface_hub knows best, but errors name the place without it as well."""
+    try:
+        return str(_hub().hf_hub_url(repo, filename, revision=revision))
+    except MissingExtra:
+        endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+        return f"{endpoint}/{repo}/resolve/{revision}/{filename}"
+
+
 def cached(repo: str, filename: str, revision: str | None = None) -> Path | None:
     """The file in the hub's cache on this machine, or None. Never touches the network."""
     try:
@@ -53,8 +62,7 @@ def fetch(repo: str, filename: str, *, folder: Path | None, by_hand: Path, progr
     ``rename``), and the cause; MissingExtra without huggingface_hub.
     """
     revision = revision or "main"
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-    url = f"{endpoint}/{repo}/resolve/{revision}/{filename}"
+    url = _address(repo, filename, revision)
 
     def failed(cause: str) -> DownloadError:
         what, name = (f"{repo}/{filename}", f" as {rename}") if rename else (filename, "")
