@@ -1,6 +1,6 @@
 """The pictures the bundled pair was trained and measured on, rebuilt from Debian's packages.
 
-    python tools/training_photos.py FOLDER     -> FOLDER/train (99 pictures) and FOLDER/held (23)
+    python tools/training_photos.py FOLDER     -> FOLDER/train (115 pictures) and FOLDER/held (23)
 
 Needs apt-get, dpkg-deb and about 3 GB while it runs. The packages' pictures keep their own licences
 (uplift_core/assets/ATTRIBUTION.md); `drawing_*.png` are made here by rule and free of any.
@@ -34,7 +34,7 @@ HELD = {
     "plasma-workspace-wallpapers": ["Autumn", "BytheWater", "ColdRipple", "ColorfulCups", "DarkestHour", "EveningGlow",
                                     "FallenLeaf", "Kite", "OneStandsOut", "Path", "summer_1am"],
 }
-DRAWINGS, SIDE = 16, 768
+DRAWINGS, SIDE = 32, 768
 
 
 def unpack(package: str, folder: Path) -> Path:
@@ -49,7 +49,7 @@ def unpack(package: str, folder: Path) -> Path:
 
 
 def drawing(number: int) -> Image.Image:
-    """A smooth picture by rule: a gradient, soft discs and bands, made four times as large and averaged."""
+    """A picture by rule: a gradient, soft discs and bands, in the second half thin lines; made larger and averaged."""
     rng = np.random.default_rng(number)
     side = SIDE * 2
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
@@ -57,7 +57,18 @@ def drawing(number: int) -> Image.Image:
     along = (x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle) + 0.5
     first, second = rng.uniform(0.02, 0.98, (2, 3)).astype(np.float32)
     picture = first + (second - first) * np.clip(along, 0, 1)[..., None]
-    for _ in range(int(rng.integers(2, 9))):
+    lines = number >= DRAWINGS // 2
+    for _ in range(int(rng.integers(12, 40)) if lines else 0):
+        # Straight or bent, level more often than not (shores and horizons), a pixel or several wide, some in pairs.
+        slant, bend = (rng.normal(0, 0.03) if rng.random() < 0.6 else rng.normal(0, 2)), rng.normal(0, 0.3)
+        u, v = (x, y) if rng.random() < 0.7 else (y, x)
+        away = v - rng.uniform(0, 1) - slant * (u - 0.5) - bend * (u - 0.5) ** 2
+        steep = np.sqrt(1 + (slant + 2 * bend * (u - 0.5)) ** 2)
+        width, color = float(np.exp(rng.uniform(np.log(1), np.log(16)))) / side, rng.uniform(0, 1, 3)
+        for shift in (0, rng.uniform(1, 4))[:1 + (rng.random() < 0.4)]:
+            cover = np.clip((width / 2 - np.abs(away / steep - shift * width)) * side + 0.5, 0, 1)[..., None]
+            picture = picture + (color.astype(np.float32) - picture) * cover * rng.uniform(0.3, 1)
+    for _ in range(int(rng.integers(1, 4) if lines else rng.integers(2, 9))):
         center, radius, color = rng.uniform(0, 1, 2), rng.uniform(0.05, 0.5), rng.uniform(0, 1, 3).astype(np.float32)
         # From an edge one pixel wide to a glow as wide as the disc.
         softness = float(np.exp(rng.uniform(np.log(1 / side), np.log(radius))))
