@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +41,30 @@ def test_freed_memory_is_not_paid_for_again():
 
 def test_what_the_environment_says_about_malloc_holds():
     assert run(True, MALLOC_TRIM_THRESHOLD_="131072")[0] == "False"
+
+
+LARGE = """
+import os, resource, torch
+{import_ours}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.empty(64 << 20 >> 2).fill_(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, "THP_MEM_ALLOC_ENABLE" in os.environ)
+"""
+
+
+def large(import_ours, **environment):
+    clean = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
+    done = subprocess.run([sys.executable, "-c", LARGE.format(import_ours=import_ours)], capture_output=True, text=True,
+                          check=True, env={**clean, **environment})
+    faults, told = done.stdout.split()
+    return int(faults), told == "True"
+
+
+def test_large_pages_where_the_system_gives_them():
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.is_file() or "[madvise]" not in setting.read_text():
+        pytest.skip("this system gives large pages to everybody or to nobody")
+    usual, _ = large("")
+    assert usual >= 64 << 8  # a fault for every 4 KB of 64 MB
+    assert large("import uplift_core") < (usual // 8, False)
+    assert large("import uplift_core", THP_MEM_ALLOC_ENABLE="0") >= (usual // 2, True)  # what the user says holds

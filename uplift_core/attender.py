@@ -60,9 +60,8 @@ class LocalAttender(nn.Module):
         weights = self.weights(guide).to(value.dtype)
         if not self.training:
             return pool_reference(weights, value)
-        r = reach(self.n)
         with no_autocast(value.device.type):  # a mean of latents is as exact as they are
-            return pool(weights, replicate(value, (r, r, r, r)), weights.shape[2] // value.shape[2])
+            return pool(weights, value, weights.shape[2] // value.shape[2])
 
 
 def pool_reference(weights: Tensor, value: Tensor) -> Tensor:
@@ -77,19 +76,25 @@ def pool_reference(weights: Tensor, value: Tensor) -> Tensor:
     return pooled.sum(2).reshape(b, -1, height, width)
 
 
-def pool(weights: Tensor, padded: Tensor, scale: int, room: Tensor | None = None) -> Tensor:
+def pool(weights: Tensor, value: Tensor, scale: int, first: tuple[int, int] = (0, 0)) -> Tensor:
     """The same sum, fast.
 
-    weights: ``b n sh sw``; padded: the value map with ``reach(n)`` more pixels on each side, ``b c h+2r w+2r``, so
-    that a window of a larger map can bring its real neighbours. Returns ``b c sh sw``, for many channels on the CPU in
-    ``room`` if that is given.
+    weights: ``b n sh sw``; value: ``b c`` and at least what ``h w`` pixels and their neighbours are, so that a window
+    of a larger map can bring its real ones; beyond its edges they are repeated. first: row and column of the first of
+    those pixels in it. Returns ``b c sh sw``.
     """
-    if padded.shape[1] <= 16:
-        return _pool_in_place(weights, padded, scale)
-    learns = torch.is_grad_enabled() and (weights.requires_grad or padded.requires_grad)
-    if padded.device.type == "cpu" and not learns:
-        return _pool_bags(weights, padded, scale, room)
-    return _pool_blocks(weights, padded, scale)
+    learns = torch.is_grad_enabled() and (weights.requires_grad or value.requires_grad)
+    if value.device.type == "cpu" and value.shape[1] > 16 and not learns:
+        return _pool_bags(weights, value, scale, first)
+    r = reach(weights.shape[1])
+    ends = [(n // scale + r, size) for n, size in zip(weights.shape[2:], value.shape[2:], strict=True)]
+    spans = [(max(0, f - r), min(size, f + end), max(0, r - f), max(0, f + end - size))
+             for f, (end, size) in zip(first, ends, strict=True)]
+    (top, bottom, above, below), (left, right, before, behind) = spans
+    padded = value[:, :, top:bottom, left:right]
+    if above or below or before or behind:
+        padded = replicate(padded, (before, behind, above, below))
+    return (_pool_in_place if value.shape[1] <= 16 else _pool_blocks)(weights, padded, scale)
 
 
 def _pool_in_place(weights: Tensor, padded: Tensor, s: int) -> Tensor:
@@ -103,26 +108,31 @@ def _pool_in_place(weights: Tensor, padded: Tensor, s: int) -> Tensor:
     return out.view(b, -1, height, width).to(padded.dtype)
 
 
-_BAG_ROWS = 4  # rows of the value map whose bags are made at a time: table and result stay in the cache
+_EXACT_ROWS = 4  # rows of a value map in half precision that are summed in fp32 at a time
 
 
-def _pool_bags(weights: Tensor, padded: Tensor, s: int, room: Tensor | None = None) -> Tensor:
+def _pool_bags(weights: Tensor, value: Tensor, s: int, first: tuple[int, int]) -> Tensor:
     b, n, height, width = weights.shape
-    c, r = padded.shape[1], reach(n)
-    h, wide = height // s, width // s + 2 * r
-    out = padded.new_empty(b, height, width, c) if room is None else room.permute(0, 2, 3, 1)
-    number = torch.promote_types(padded.dtype, torch.float32)
-    row, column = torch.arange(min(_BAG_ROWS, h) * s) // s, torch.arange(width) // s
-    corner = row[:, None] * wide + column  # of the neighbourhood, in the table
-    entries = corner.unsqueeze(2) + torch.tensor([(r + dy) * wide + r + dx for dy, dx in OFFSETS[n]])
-    for i in range(b):
-        for top in range(0, h, _BAG_ROWS):
-            k = min(_BAG_ROWS, h - top)
-            table = padded[i, :, top:top + k + 2 * r].permute(1, 2, 0).reshape(-1, c).to(number)
-            shares = weights[i, :, top * s:(top + k) * s].permute(1, 2, 0).reshape(-1, n).to(number)
-            sums = F.embedding_bag(entries[:k * s].reshape(-1, n), table, mode="sum", per_sample_weights=shares)
-            out[i, top * s:(top + k) * s] = sums.view(k * s, width, c)
-    return out.permute(0, 3, 1, 2)
+    c, h, w = value.shape[1:]
+    exact = torch.promote_types(value.dtype, torch.float32)
+    if value.dtype != exact:
+        out = torch.empty(b, height, width, c, dtype=value.dtype).permute(0, 3, 1, 2)
+        r = reach(n)
+        for top in range(0, height // s, _EXACT_ROWS):
+            strip = slice(top * s, (top + _EXACT_ROWS) * s)
+            own = max(0, first[0] + top - r)
+            near = value[:, :, own:first[0] + top + _EXACT_ROWS + r].to(exact)
+            out[:, :, strip] = _pool_bags(weights[:, :, strip], near, s, (first[0] + top - own, first[1]))
+        return out
+    # One table and one sum: what torch returns is the result, of which nothing is copied.
+    dy, dx = torch.tensor(OFFSETS[n], dtype=torch.int32).unbind(1)
+    item, row, column = (torch.arange(k, dtype=torch.int32).unsqueeze(1) for k in (b, height, width))
+    rows = (row // s + first[0] + dy).clamp_(0, h - 1) * w
+    columns = (column // s + first[1] + dx).clamp_(0, w - 1)
+    entries = (item * (h * w)).view(b, 1, 1, 1) + rows.unsqueeze(1) + columns
+    sums = F.embedding_bag(entries.view(-1, n), value.permute(0, 2, 3, 1).reshape(-1, c), mode="sum",
+                           per_sample_weights=weights.permute(0, 2, 3, 1).reshape(-1, n).to(exact))
+    return sums.view(b, height, width, c).permute(0, 3, 1, 2)
 
 
 _BLOCK = 4  # value pixels per side of a block: 64 outputs from an 8x8 neighbourhood at scale 2

@@ -14,7 +14,7 @@ from .estimate import work_bytes
 from .model import UPLiFT, imagenet_normalise
 from .noise import NoNoise
 from .resample import Span, reads, sample
-from .windowed import Map
+from .windowed import whole
 
 _KEPT_BY_TORCH = 64 << 20
 """About what torch's cache of convolutions on a CPU grows to, as windows at borders have shapes of their own."""
@@ -50,12 +50,12 @@ class UpliftWindows:
 
     def window(self, y: Span, x: Span) -> Tensor:
         """``c y x`` float32."""
-        whole = (self.low.shape[2] * self.reached, self.low.shape[3] * self.reached)
-        exact = whole == (y.size, x.size)
-        read = (y, x) if exact else (reads("antialias", y, whole[0]), reads("antialias", x, whole[1]))
+        full = (self.low.shape[2] * self.reached, self.low.shape[3] * self.reached)
+        exact = full == (y.size, x.size)
+        read = (y, x) if exact else (reads("antialias", y, full[0]), reads("antialias", x, full[1]))
         plans = self._plans(read)
         maps = self.engine.encode(self.guide, [r for plan in plans for r in plan.requests])
-        m = Map(self.low, Span.all(self.low.shape[2]), Span.all(self.low.shape[3]))
+        m = whole(self.low)
         for i, plan in enumerate(plans):
             m = self.engine.decode(m, plan, maps, NoNoise(), i)
         data = m.data if exact else sample(m.data, "antialias", m.y, m.x, y, x)
@@ -88,9 +88,9 @@ class UpliftWindows:
         for n in self.size:
             lo = max(0, n // 2 - side // 2)
             spans.append(Span(lo, min(n, lo + side), n))
-        whole = (self.low.shape[2] * self.reached, self.low.shape[3] * self.reached)
-        if whole != self.size:
-            spans = [reads("antialias", s, n) for s, n in zip(spans, whole, strict=True)]
+        full = (self.low.shape[2] * self.reached, self.low.shape[3] * self.reached)
+        if full != self.size:
+            spans = [reads("antialias", s, n) for s, n in zip(spans, full, strict=True)]
         plans = self._plans((spans[0], spans[1]))
         area = spans[0].length * spans[1].length
         element = torch.finfo(self.engine.dtype).bits // 8

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .attender import pool, pool_reference, reach, replicate
+from .attender import pool, pool_reference, reach
 from .heap import keep_freed_memory
 from .kept import keep_made
 from .layers import ConvBlock
@@ -35,6 +35,7 @@ from .windowed import (
     run_sampled,
     size,
     takes_around,
+    whole,
 )
 
 Tick = Callable[[float], None]
@@ -125,24 +126,25 @@ class Engine:
         return results
 
     def _decode_whole(self, x: Tensor, plan: Plan, maps: Samples, noise: Noise, step: int) -> Tensor:
-        """A whole step; without a refiner, whose reach would be computed twice, in bands of rows."""
+        """A whole step; without a refiner, whose reach would be computed twice, the decoder's part in bands of rows."""
         y, columns = plan.out
         pixels = at_a_time(FAST.decode_pixels, self.device)
         bands = min(y.size // self.config.step_factor, y.size * columns.size // pixels)
         if bands < 2 or self.refiner or self.config.takes_noise:
             return self.decode(x, plan, maps, noise, step).data
-        out = empty(x, x.shape[1], y.size, columns.size)
+        value = whole(x)
+        weighed: Tensor | None = None
         rows = y.size // self.config.step_factor
         with keep_made():
             for k in range(bands):
                 part = Span(rows * k // bands * self.config.step_factor,
                             rows * (k + 1) // bands * self.config.step_factor, y.size)
-                window = self.plan((x.shape[2], x.shape[3]), (part, columns))
-                room = out[:, :, part.lo:part.hi]
-                band = self.decode(x, window, maps, noise, step, room).data
-                if band.data_ptr() != room.data_ptr():
-                    room.copy_(band)
-        return out
+                band = self._weigh(value, self.plan((x.shape[2], x.shape[3]), (part, columns)), maps, noise, step)
+                if weighed is None:
+                    weighed = empty(band.data, band.data.shape[1], y.size, columns.size)
+                weighed[:, :, part.lo:part.hi] = band.cut(part, columns)
+        assert weighed is not None
+        return self._attend(Map(weighed, y, columns), value).data
 
     def grown(self, shape: Sequence[int], step: int) -> tuple[tuple[int, int], Window]:
         """The size of a step's input, and its whole output as a window."""
@@ -248,23 +250,11 @@ class Engine:
 
     # -- decoding --------------------------------------------------------------------------------------------------
 
-    def decode(self, latent: Tensor | Map, plan: Plan, maps: Samples, noise: Noise, step: int,
-               room: Tensor | None = None) -> Map:
+    def decode(self, latent: Tensor | Map, plan: Plan, maps: Samples, noise: Noise, step: int) -> Map:
         """One step on a window: ``latent`` is the (normalised) input, the result covers ``plan.out``. A tensor is the
-        whole input; a map holds at least what the window reads of it.
-
-        ``room``: where the attender may write that result; the caller looks whether it did.
-        """
-        value = latent if isinstance(latent, Map) else Map(latent, Span.all(latent.shape[2]), Span.all(latent.shape[3]))
-        m = self._walk(self.decoder, plan.decoder, value, maps, noise, step)
-        if self.model.attender is not None:
-            m = self._attend(m, value, room if (m.y, m.x) == plan.out else None)
-        else:
-            data = self.model.decoder.outc(m.data)
-            if self.config.residual_outc:
-                c = min(data.shape[1], m.data.shape[1])
-                data[:, :c] += m.data[:, :c]
-            m = Map(data, m.y, m.x)
+        whole input; a map holds at least what the window reads of it."""
+        value = latent if isinstance(latent, Map) else whole(latent)
+        m = self._attend(self._weigh(value, plan, maps, noise, step), value)
         if not self.refiner:
             return Map(m.cut(*plan.out), *plan.out)
         m = Map(m.cut(*plan.attended), *plan.attended)
@@ -272,6 +262,20 @@ class Engine:
         if self.config.refiner is not None and self.config.refiner.residual:
             return Map(refined.data + m.cut(*plan.out), *plan.out)
         return refined
+
+    def _weigh(self, value: Map, plan: Plan, maps: Samples, noise: Noise, step: int) -> Map:
+        """The attender map for the window; without an attender the decoder's result."""
+        m = self._walk(self.decoder, plan.decoder, value, maps, noise, step)
+        attender = self.model.attender
+        if attender is not None:
+            weights = attender.weights(m.data).to(self.dtype)
+            self.tick(part_work(attender.conv1, m.y, m.x))
+            return Map(weights, m.y, m.x)
+        data = self.model.decoder.outc(m.data)
+        if self.config.residual_outc:
+            c = min(data.shape[1], m.data.shape[1])
+            data[:, :c] += m.data[:, :c]
+        return Map(data, m.y, m.x)
 
     def _walk(self, chain: Sequence[Concat | nn.Module], windows: list[Window], m: Map, maps: Samples, noise: Noise,
               step: int) -> Map:
@@ -301,23 +305,19 @@ class Engine:
             data[:, c + wide:] = 0 if drawn is None else drawn.to(data) * part.noise_scale
         return Map(data, y, x)
 
-    def _attend(self, guide: Map, value: Map, room: Tensor | None = None) -> Map:
+    def _attend(self, weighed: Map, value: Map) -> Map:
+        """What :meth:`_weigh` made for a window, brought to the step's input."""
         attender = self.model.attender
-        assert attender is not None
-        weights = attender.weights(guide.data)
-        self.tick(part_work(attender.conv1, guide.y, guide.x))
-        if not FAST.block_attender and guide.y.whole and guide.x.whole:
-            return Map(pool_reference(weights.to(self.dtype), value.data), guide.y, guide.x)
+        if attender is None:
+            return weighed
+        weights, y, x = weighed.data, weighed.y, weighed.x
+        if not FAST.block_attender and y.whole and x.whole:
+            return Map(pool_reference(weights, value.data), y, x)
         scale, r = self.config.step_factor, reach(attender.n)
-        spans = [(Span(g.lo // scale - r, g.hi // scale + r, v.size), v)
-                 for g, v in ((guide.y, value.y), (guide.x, value.x))]
-        inner = [Span(max(0, s.lo), min(s.size, s.hi), s.size) for s, _ in spans]
-        pads = [(i.lo - s.lo, s.hi - i.hi) for (s, _), i in zip(spans, inner, strict=True)]
-        near = value.cut(inner[0], inner[1])
-        if any(pads[0] + pads[1]):
-            near = replicate(near, (*pads[1], *pads[0]))
-        data = pool(weights.to(self.dtype), as_format(near), scale, room)
-        return Map(data, guide.y, guide.x)
+        spans = [Span(max(0, g.lo // scale - r), min(v.size, g.hi // scale + r), v.size)
+                 for g, v in ((y, value.y), (x, value.x))]
+        first = (y.lo // scale - spans[0].lo, x.lo // scale - spans[1].lo)
+        return Map(pool(weights, as_format(value.cut(spans[0], spans[1])), scale, first), y, x)
 
 
 def _sizes(chain: Sequence[Concat | nn.Module], n: int) -> list[int]:

@@ -1,6 +1,7 @@
 """The C library's heap. glibc gives freed blocks back to the system at once, and the next piece of work pays for the
 same pages again; only step by step it learns to keep larger ones. Its own upper limits from the start save half of the
-page faults of a first run."""
+page faults of a first run. And the kernel's pages: of two megabytes where the system lets a program ask for them, which
+makes one fault of 512."""
 
 from __future__ import annotations
 
@@ -9,6 +10,9 @@ import functools
 import os
 import sys
 
+import torch
+
+_LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # read by torch at its first tensor, and then never again
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 KEPT = 64 << 20
 """Freed bytes at the end of the heap that stay the program's."""
@@ -28,3 +32,12 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _LARGE) and mallopt(_TRIM_THRESHOLD, KEPT))
+
+
+def use_large_pages() -> None:
+    """Let torch ask for large pages for its tensors, if it has made none yet and the environment says nothing else."""
+    if not sys.platform.startswith("linux") or _LARGE_PAGES in os.environ:
+        return
+    os.environ[_LARGE_PAGES] = "1"
+    torch.empty(1)
+    del os.environ[_LARGE_PAGES]  # other programs started from here are not asked

@@ -77,6 +77,11 @@ class Map(NamedTuple):
         return self.data[:, :, y.within(self.y), x.within(self.x)]
 
 
+def whole(data: Tensor) -> Map:
+    """All of a map."""
+    return Map(data, Span.all(data.shape[2]), Span.all(data.shape[3]))
+
+
 def as_format(x: Tensor) -> Tensor:
     """Channels last where that is the faster layout (not on MPS)."""
     if FAST.channels_last and x.device.type in ("cpu", "cuda", "xpu"):

@@ -75,10 +75,8 @@ def convolve(sources: Sequence[Tensor], transformed: Tensor, pads: tuple[int, in
     """
     left, right, top, bottom = pads
     b, _, h, w = sources[0].shape
-    height, width = h + top + bottom - 2, w + left + right - 2
-    out = sources[0].new_empty(b, height, width, transformed.shape[2])
-    side = TILES.outputs
-    _run(TILES, side, sources, transformed, bias, (-top, -left), (-(-height // side), -(-width // side)), out)
+    out = sources[0].new_empty(b, h + top + bottom - 2, w + left + right - 2, transformed.shape[2])
+    _run(TILES, TILES.outputs, sources, transformed, bias, (-top, -left), out)
     return out.permute(0, 3, 1, 2)
 
 
@@ -90,78 +88,75 @@ def convolve_around(x: Tensor, transformed: Tensor, first: tuple[int, int], coun
     :func:`filters` for AROUND. Returns ``b o 3*rows 3*columns``, channels last, three results of each axis together.
     """
     out = x.new_empty(x.shape[0], 3 * count[0], 3 * count[1], transformed.shape[2])
-    _run(AROUND, step, [x], transformed, bias, (first[0] - 2, first[1] - 2), count, out)
+    _run(AROUND, step, [x], transformed, bias, (first[0] - 2, first[1] - 2), out)
     return out.permute(0, 3, 1, 2)
 
 
 def _run(form: Form, step: int, sources: Sequence[Tensor], transformed: Tensor, bias: Tensor | None,
-         begin: tuple[int, int], tiles: tuple[int, int], out: Tensor) -> None:
+         begin: tuple[int, int], out: Tensor) -> None:
     """Tiles of results into ``out`` ``b h w o``: the first reads from ``begin`` on, the next ``step`` further."""
-    side, (down, across), o = form.outputs, tiles, transformed.shape[2]
-    rows = max(1, _CHUNK_BYTES // (form.points**2 * max(transformed.shape[1], o) * 4 * across))
+    side, points, o = form.outputs, form.points, transformed.shape[2]
+    down, across = -(-out.shape[1] // side), -(-out.shape[2] // side)
+    # One more tile than a row has: its windows reach into the next row's, and so all of a strip are one row of windows.
+    wide = across + -(-(points - step) // step)
+    most = max(o, *(source.shape[1] for source in sources))
+    rows = max(1, _CHUNK_BYTES // (points**2 * most * 4 * wide))
     maps = [source.permute(0, 2, 3, 1) for source in sources]
-    reach = form.points - step
     for i in range(out.shape[0]):
         for first in range(0, down, rows):
             k = min(rows, down - first)
-            padded = [_padded(m[i], begin[0] + step * first, begin[1], step * k + reach, step * across + reach)
-                      for m in maps]
-            target = out[i, side * first:side * (first + k)]
-            if target.shape[:2] == (side * k, side * across):
-                _strip(form, step, padded, transformed, bias, target.view(k, side, across, side, o))
+            product = out.new_empty(points**2, k * wide, o)
+            channel = 0
+            for m in maps:
+                values = _values(form, step, m[i], (begin[0] + step * first, begin[1]), k, wide)
+                weights = transformed[:, channel:channel + m.shape[3]]
+                for j in range(0, points**2, points):
+                    some, value = product[j:j + points], values[j // points].transpose(0, 1)
+                    if channel:
+                        some.baddbmm_(value, weights[j:j + points])
+                    else:
+                        torch.bmm(value, weights[j:j + points], out=some)
+                channel += m.shape[3]
+            _results(form, product, bias, k, out[i, side * first:side * (first + k)])
+
+
+def _values(form: Form, step: int, source: Tensor, begin: tuple[int, int], k: int, wide: int) -> Tensor:
+    """``points tiles points c``: the values at the points, of both axes, for k rows of ``wide`` tiles of ``h w c``."""
+    n, (h, w, c) = form.points, source.shape
+    (y, x), width = begin, wide * step
+    left, right = min(max(0, -x), width), min(width, w - x)  # where in the window the source is
+    flat = source.new_empty(n * k * width * c + max(0, n - step) * c)
+    rows = flat[:n * k * width * c].view(n, k, width, c)
+    rows[:, :, :left] = 0
+    rows[:, :, max(left, right):] = 0
+    if right > left:
+        columns = source[:, max(x, 0):x + right]
+        for r in range(k):
+            top = y + step * r
+            lo, hi = min(max(0, -top), n), max(0, min(n, h - top))  # rows outside are zeros: nothing to add
+            target = rows[:, r, left:right].flatten(1)
+            if hi > lo:
+                torch.mm(form.data[:, lo:hi], columns[top + lo:top + hi].flatten(1), out=target)
             else:
-                strip = out.new_empty(k, side, across, side, o)
-                _strip(form, step, padded, transformed, bias, strip)
-                target[:] = strip.view(side * k, side * across, o)[:target.shape[0], :target.shape[1]]
+                target.zero_()
+    data = source.new_empty(n * k * wide, n, c)
+    windows = flat.as_strided(data.shape, (step * c, c, 1))
+    torch.bmm(form.data.expand(data.shape[0], n, n), windows, out=data)
+    return data.view(n, k * wide, n, c)
 
 
-def _padded(source: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
-    """The window of ``h w c`` that begins at (top, left), zeros where it leaves the source."""
-    h, w, c = source.shape
-    if top >= 0 and left >= 0 and top + height <= h and left + width <= w:
-        return source[top:top + height, left:left + width]
-    padded = source.new_empty(height, width, c)
-    y0, y1, x0, x1 = max(top, 0), min(top + height, h), max(left, 0), min(left + width, w)
-    inside = padded[y0 - top:y1 - top]
-    inside[:, x0 - left:x1 - left] = source[y0:y1, x0:x1]
-    for border in (padded[:y0 - top], padded[y1 - top:], inside[:, :x0 - left], inside[:, x1 - left:]):
-        border.zero_()
-    return padded
-
-
-def _strip(form: Form, step: int, padded: list[Tensor], transformed: Tensor, bias: Tensor | None,
-           out: Tensor) -> None:
-    """A row of tiles, or a few, into ``out`` (``rows side across side o``); all transforms are small products."""
-    k, side, across, _, o = out.shape
-    tiles, n = k * across, form.points
-    product = out.new_empty(n * n, tiles, o)
-    begin = 0
-    for source in padded:
-        c = source.shape[2]
-        data = _values(form, step, source, k, across)
-        for i in range(n):
-            some, values = product[n * i:n * i + n], data[i].transpose(0, 1)
-            weights = transformed[n * i:n * i + n, begin:begin + c]
-            if begin:
-                some.baddbmm_(values, weights)
-            else:
-                torch.bmm(values, weights, out=some)
-        begin += c
-    columns = (form.back @ product.view(n, n * tiles * o)).view(side, n, tiles * o)
+def _results(form: Form, product: Tensor, bias: Tensor | None, k: int, out: Tensor) -> None:
+    """``points^2 tiles o``, for k rows of tiles, back to pixels: into ``h w o``, which may end within a tile."""
+    (_, width, o), side, n = out.shape, form.outputs, form.points
+    columns = (form.back @ product.view(n, -1)).view(side, n, -1)
     pixels = torch.bmm(form.back.expand(side, side, n), columns)
     if bias is not None:
         pixels.view(-1, o).add_(bias)
-    out[:] = pixels.view(side, side, k, across, o).permute(2, 0, 3, 1, 4)
-
-
-def _values(form: Form, step: int, padded: Tensor, k: int, across: int) -> Tensor:
-    """``n tiles n c``: the values at the n points, of both axes, for k rows of tiles."""
-    n, (width, c) = form.points, padded.shape[1:]
-    data = padded.new_empty(n, k * across, n, c)
-    each_tile = form.data.expand(across, n, n)
+    pixels = pixels.view(side, side, k, -1, o)
+    whole, rest = divmod(width, side)
     for r in range(k):
-        rows = form.data @ padded[step * r:step * r + n].reshape(n, width * c)
-        windows = rows.as_strided((n, across, n, c), (width * c, step * c, c, 1))
-        for i in range(n):
-            torch.bmm(each_tile, windows[i], out=data[i, r * across:(r + 1) * across])
-    return data
+        target = out[side * r:side * r + side]
+        some = pixels[:target.shape[0], :, r].transpose(1, 2)
+        target[:, :side * whole].unflatten(1, (whole, side)).copy_(some[:, :whole])
+        if rest:
+            target[:, side * whole:] = some[:, whole, :rest]
