@@ -16,7 +16,7 @@ ALLOWED = 100 << 20  # the largest result, a picture of three floats a pixel, ta
 USES = """
 import json, sys, torch
 from uplift_core import DenseFeatures, load_features
-from uplift_core.features import feature_mask, fit_pca, segment_picture, segments, similarity
+from uplift_core.features import correspondences, feature_mask, fit_pca, segment_picture, segments, similarity
 from uplift_core.measure import AnonymousPeak
 
 torch.set_num_threads(1)
@@ -26,6 +26,7 @@ uses = {
                                                   found.image_size),
     "segments": lambda found, out: segments(found, 5, clean=1),
     "colours": lambda found, out: segment_picture(torch.zeros(found.shape[1:], dtype=torch.int64), found.image_size),
+    "matches": lambda found, out: correspondences(found, found, [(3, 3), (60, 50)]),
     "export": lambda found, out: found.save(out),
 }
 small, large = DenseFeatures(torch.rand(32, 64, 64), (64, 64), 1.0), load_features(sys.argv[1])
@@ -48,6 +49,6 @@ def test_what_is_done_with_features_in_a_file_takes_little_memory(tmp_path):
     done = subprocess.run([sys.executable, "-c", USES, "f.npy"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     grown = json.loads(done.stdout)
-    assert len(grown) == 5 and all(n < ALLOWED for n in grown.values()), {k: n >> 20 for k, n in grown.items()}
+    assert len(grown) == 6 and all(n < ALLOWED for n in grown.values()), {k: n >> 20 for k, n in grown.items()}
     assert grown["pca"] > 12 * SIDE * SIDE  # the picture itself: what is measured is there
     assert (tmp_path / "large.safetensors").stat().st_size > 2 * ALLOWED

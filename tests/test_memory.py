@@ -84,6 +84,29 @@ def test_a_budget_holds_for_a_4096_pixel_guide():
     assert seen["grown"] - seen["result"] < 200 << 20
 
 
+WHOLE = """
+import torch
+from uplift_core import PRESETS, UPLiFT, estimate_memory
+from uplift_core.measure import AnonymousPeak
+
+torch.set_num_threads(1)
+model = UPLiFT(PRESETS["dinov3-splus16"]).eval().requires_grad_(False)
+image, low = torch.rand(1, 3, 384, 384), torch.randn(1, 384, 24, 24)
+model(image[..., :64, :64], low[..., :4, :4], 4)  # what torch itself needs the first time
+with AnonymousPeak() as peak:
+    result = model(image, low, 4)
+print(peak.grown, estimate_memory(model, 384, 384, 16) + result.numel() * 4)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the anonymous memory of a process")
+def test_the_estimate_is_near_the_peak_for_pixel_dense_features():
+    done = subprocess.run([sys.executable, "-c", WHOLE], capture_output=True, text=True, check=True)
+    peak, estimate = map(int, done.stdout.split())
+    assert 0.9 * peak < estimate < 1.7 * peak
+
+
 def test_the_estimate_grows_with_the_picture_unless_tiled():
     model = UPLiFT(golden_config("small-vae_8x_batch2"))
     whole = [estimate_memory(model, side, side, 2) for side in (512, 1024, 2048)]

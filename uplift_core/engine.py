@@ -125,12 +125,19 @@ class Engine:
                     results.append(self.model.denormalise(x).to(latent.dtype))
         return results
 
+    def bands(self, out: Window) -> int:
+        """In how many bands the decoder's part of a whole step is computed."""
+        if self.refiner or self.config.takes_noise:
+            return 1
+        y, x = out
+        pixels = at_a_time(FAST.decode_pixels, self.device)
+        return max(1, min(y.size // self.config.step_factor, y.size * x.size // pixels))
+
     def _decode_whole(self, x: Tensor, plan: Plan, maps: Samples, noise: Noise, step: int) -> Tensor:
         """A whole step; without a refiner, whose reach would be computed twice, the decoder's part in bands of rows."""
         y, columns = plan.out
-        pixels = at_a_time(FAST.decode_pixels, self.device)
-        bands = min(y.size // self.config.step_factor, y.size * columns.size // pixels)
-        if bands < 2 or self.refiner or self.config.takes_noise:
+        bands = self.bands(plan.out)
+        if bands == 1:
             return self.decode(x, plan, maps, noise, step).data
         value = whole(x)
         weighed: Tensor | None = None

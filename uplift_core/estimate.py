@@ -13,14 +13,16 @@ from .windowed import FAST, at_a_time, size, winograd_pays
 
 _SPARE = 32 << 20
 """Strips, tables and what else is small, of each stage."""
+_HALO = 8  # rows that bands of a decoder have in common, about
 
 
 def work_bytes(engine: Engine, plans: Sequence[Plan], shape: tuple[int, int], guide: tuple[int, int], *,
-               batch: int = 1, element: int = 4) -> int:
+               batch: int = 1, element: int = 4, whole: bool = False) -> int:
     """Peak working memory of running ``plans`` with one encoding, beyond weights, inputs and results.
 
-    shape: the step's input (rows, columns); guide: the encoded image's. The larger of the encoder's and the
-    decoder's need, plus the sampled maps that live through both.
+    shape: the step's input (rows, columns); guide: the encoded image's; whole: the plans are all steps on whole maps,
+    one after the other. The larger of the encoder's and the decoder's need, plus the sampled maps that live through
+    both.
     """
     requests = {r for plan in plans for r in plan.requests}
     finest: dict[int, tuple[int, int]] = {}
@@ -29,7 +31,10 @@ def work_bytes(engine: Engine, plans: Sequence[Plan], shape: tuple[int, int], gu
         finest[r.source] = max(finest.get(r.source, (0, 0)), (area, width))
     kept = batch * element * sum(area * width for area, width in finest.values())
     encoding = _encoder_bytes(engine, plans, guide, batch, element)
-    decoding = max(_decoder_bytes(engine, plan, batch, element) for plan in plans)
+    decoding = 0
+    for i, plan in enumerate(plans):
+        bands, returned = (engine.bands(plan.out), i == len(plans) - 1) if whole else (1, False)
+        decoding = max(decoding, _decoder_bytes(engine, plan, batch, element, bands, returned))
     return int(kept + max(encoding, decoding)) + _SPARE
 
 
@@ -72,13 +77,14 @@ def _encoder_bytes(engine: Engine, plans: Sequence[Plan], guide: tuple[int, int]
     return int(peak) + filters + _SPARE
 
 
-def _decoder_bytes(engine: Engine, plan: Plan, batch: int, element: int) -> int:
+def _decoder_bytes(engine: Engine, plan: Plan, batch: int, element: int, bands: int, returned: bool) -> int:
+    """bands: of the decoder's part; returned: what the attender or the refiner makes is the caller's."""
     peak, channels = 0, engine.config.channels
     for chain, windows in ((engine.decoder, plan.decoder), (engine.refiner, plan.refiner)):
         if chain is engine.refiner:
             channels = engine.config.channels
         for part, (y, x) in zip(chain, windows[1:], strict=True):
-            incoming, pixels = channels, y.length * x.length
+            incoming, pixels = channels, min(y.length, y.length // bands + _HALO) * x.length
             if isinstance(part, Concat):
                 channels += engine.model.encoder.widths[part.source] + part.noise_channels
                 held = incoming + channels
@@ -91,9 +97,11 @@ def _decoder_bytes(engine: Engine, plan: Plan, batch: int, element: int) -> int:
             y, x = windows[-1]
             n, r = engine.model.attender.n, reach(engine.model.attender.n)
             near = (y.length // engine.config.step_factor + 2 * r) * (x.length // engine.config.step_factor + 2 * r)
-            copies = 1 if engine.device.type == "cpu" else 2  # of the result, which bags of a table write in place
-            pooled = y.length * x.length * (channels + 3 * n + copies * engine.config.channels)
-            peak = max(peak, batch * element * (pooled + 2 * near * engine.config.channels) + _SPARE)
+            # Bags of a table are summed into the result; elsewhere it is put together, and the table padded.
+            copies = 1 if engine.device.type == "cpu" else 2
+            made = copies - (returned and not engine.refiner)
+            pooled = y.length * x.length * (channels * (bands == 1) + 3 * n + made * engine.config.channels)
+            peak = max(peak, batch * element * (pooled + copies * near * engine.config.channels) + _SPARE)
     return peak + _SPARE
 
 

@@ -64,8 +64,8 @@ def _estimate(engine: Engine, shape: tuple[int, int], image: tuple[int, int], st
         if not engine.config.share_encoder:
             k = engine.config.up_factor ** (steps - 1)
             return work_bytes(engine, plans[-1:], grown[-1][0], (image[0] * k, image[1] * k), batch=batch,
-                              element=element)
-        return work_bytes(engine, plans, shape, image, batch=batch, element=element)
+                              element=element, whole=True)
+        return work_bytes(engine, plans, shape, image, batch=batch, element=element, whole=True)
     worst = 0
     for i, (size, _) in enumerate(grown):
         k = 1 if engine.config.share_encoder else engine.config.up_factor**i
