@@ -46,7 +46,8 @@ def test_memory_is_that_of_the_windows(tmp_path):
                  TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
-    assert row["peak"] - row["base"] < 350 << 20
+    old = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6)  # caches more of its convolutions
+    assert row["peak"] - row["base"] < (400 if old else 350) << 20
 
 
 @pytest.mark.parametrize("stored", [False, True])

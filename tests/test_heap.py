@@ -36,7 +36,7 @@ def test_freed_memory_is_not_paid_for_again():
     kept, faults = run(True)
     if kept == "False":
         pytest.skip("another C library than glibc")
-    assert int(faults) < 1024 < 24 * 1024  # the pages of one of the 24, against those of all
+    assert int(faults) < 3 * 1024 < 24 * 1024  # the pages of two or three of the 24, against those of all
 
 
 def test_what_the_environment_says_about_malloc_holds():
@@ -66,5 +66,7 @@ def test_large_pages_where_the_system_gives_them():
         pytest.skip("this system gives large pages to everybody or to nobody")
     usual, _ = large("")
     assert usual >= 64 << 8  # a fault for every 4 KB of 64 MB
+    if large("", THP_MEM_ALLOC_ENABLE="1")[0] > usual // 8:
+        pytest.skip("this torch does not ask for large pages")
     assert large("import uplift_core") < (usual // 8, False)
     assert large("import uplift_core", THP_MEM_ALLOC_ENABLE="0") >= (usual // 2, True)  # what the user says holds

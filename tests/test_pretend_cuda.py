@@ -24,6 +24,10 @@ CUDA = torch.device("cuda")
 @pytest.fixture(autouse=True)
 def pretended():
     with fake.FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        try:
+            torch.empty(1, device=CUDA)
+        except RuntimeError as error:
+            pytest.skip(f"this torch wants a driver even for a tensor that is none: {error}")
         yield
 
 

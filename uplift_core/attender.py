@@ -30,7 +30,7 @@ OFFSETS: dict[int, tuple[tuple[int, int], ...]] = {
 
 def replicate(x: Tensor, pads: tuple[int, int, int, int]) -> Tensor:
     """``x`` with its edges repeated (left, right, top, bottom)."""
-    if x.dtype == torch.bfloat16:  # torch 2.1 has no such kernel for it on CUDA
+    if x.dtype in (torch.bfloat16, torch.float16):  # torch 2.1 has no such kernel for them, on CUDA or on a CPU
         return F.pad(x.float(), pads, mode="replicate").to(x.dtype)
     return F.pad(x, pads, mode="replicate")
 
