@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from skimage import data
 
+from command_line import here
 from golden_cases import golden
 from uplift_core import load, load_vae, upscale_image
 from uplift_core.checkpoints import save
@@ -45,10 +46,14 @@ def photos(tmp_path):
     return folder
 
 
-def command(home, *words, **options):
-    program = [sys.executable, "-c", "from uplift_core.cli import main; main()", "upscale", *map(str, words),
-               "--model", str(home / "model.safetensors"), "--vae", str(home / "vae"), "--offline", "--device", "cpu"]
-    return options.pop("run", subprocess.run)(program, env={**os.environ, "COLUMNS": "300"}, **options)
+def options(home, *words):
+    return ["upscale", *map(str, words), "--model", str(home / "model.safetensors"), "--vae", str(home / "vae"),
+            "--offline", "--device", "cpu"]
+
+
+def command(home, *words, run=subprocess.run, **more):
+    program = [sys.executable, "-c", "from uplift_core.cli import main; main()", *options(home, *words)]
+    return run(program, env={**os.environ, "COLUMNS": "300"}, **more)
 
 
 def test_a_folder_with_a_broken_file(home, photos, tmp_path):
@@ -68,34 +73,31 @@ def test_a_folder_with_a_broken_file(home, photos, tmp_path):
     assert (got - expected).abs().max() < 1.01 / 255  # the same numbers as the library's
 
 
-def test_what_cannot_be_read_does_not_stop_the_others(home, photos, tmp_path):
+def test_what_cannot_be_read_does_not_stop_the_others(home, photos, tmp_path, monkeypatch, capfd):
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"
-    done = command(home, tmp_path / "empty", tmp_path / "missing.png", photos / "a.png", "-o", out,
-                   capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "no pictures in this folder" in done.stdout and "no such file" in done.stdout
+    code, said, _ = here(monkeypatch, capfd, *options(home, tmp_path / "empty", tmp_path / "missing.png",
+                                                      photos / "a.png", "-o", out))
+    assert code == 1 and "no pictures in this folder" in said and "no such file" in said
     assert [p.name for p in out.iterdir()] == ["a.png"]
 
 
-def test_existing_files_are_kept(home, photos, tmp_path):
+def test_existing_files_are_kept(home, photos, tmp_path, monkeypatch, capfd):
     target = tmp_path / "kept.png"
     target.write_bytes(b"mine")
-    done = command(home, photos / "a.png", "-o", target, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "--overwrite" in done.stdout
+    words = options(home, photos / "a.png", "-o", target)
+    code, said, _ = here(monkeypatch, capfd, *words)
+    assert code == 1 and "--overwrite" in said
     assert target.read_bytes() == b"mine"
-    assert command(home, photos / "a.png", "-o", target, "--overwrite", capture_output=True).returncode == 0
+    assert here(monkeypatch, capfd, *words, "--overwrite")[0] == 0
     assert Image.open(target).size == (120, 82)
 
 
-def test_wrong_options_are_one_line(home, photos):
+def test_wrong_options_are_one_line(home, photos, monkeypatch, capfd):
     for words, says in ((("--scale", 9), "scale is 9"), (("--color-fix", "sepia"), "color_fix"),
                         (("--memory", "lots"), "memory is"), (("--tile", "big"), "tile is")):
-        done = command(home, photos / "a.png", *words, capture_output=True, text=True)
-        assert done.returncode == 1
-        assert says in done.stderr
-        assert "Traceback" not in done.stderr
+        code, _, said = here(monkeypatch, capfd, *options(home, photos / "a.png", *words))
+        assert code == 1 and says in said and said.count("\n") == 1
 
 
 def test_interrupted_leaves_finished_files_whole(home, photos, tmp_path):
@@ -122,7 +124,6 @@ def test_interrupted_leaves_finished_files_whole(home, photos, tmp_path):
     assert json.dumps(read_settings(out / "_first.png"))
 
 
-def test_models(home):
-    done = subprocess.run([sys.executable, "-c", "from uplift_core.cli import main; main()", "models", "info",
-                           str(home / "model.safetensors"), "--json"], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["parameters"] == 72021
+def test_models(home, monkeypatch, capfd):
+    code, said, _ = here(monkeypatch, capfd, "models", "info", home / "model.safetensors", "--json")
+    assert code == 0 and json.loads(said)["parameters"] == 72021

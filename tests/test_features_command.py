@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from command_line import here
 from hub_standin import HubStandIn
 from rule_weights import published_shapes, rule_state
 from uplift_core import load_features
@@ -94,16 +95,18 @@ def test_every_kind_of_file_and_odd_sizes(tmp_path):
             assert Image.open(tmp_path / f"{name}_{made}.png").size == image.size
 
 
-@pytest.mark.slow
-def test_errors_are_one_line_and_leave_nothing(tmp_path):
+def test_errors_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
     for words, text in ((("a.png",), "nothing to make"), (("a.png", "--similar", "x"), "point"),
                         (("a.png", "--pca", "a.png", "--overwrite"), "same file"),
                         (("a.png", "--pca", "p.png", "--offline"), "model.safetensors")):
-        done = run(tmp_path, *words, HF_HUB_OFFLINE="1", XDG_DATA_HOME=str(tmp_path / "data"))
-        assert done.returncode == 1 and text in done.stderr and "Traceback" not in done.stderr
-    done = run(tmp_path, "a.png", "--random-weights", "--similar", "99,1")
-    assert done.returncode == 1 and "outside" in done.stdout
+        code, _, said = here(monkeypatch, capfd, "features", *words, "--backbone", "vit_tiny_patch16_224")
+        assert code == 1 and text in said and said.count("\n") == 1
+    code, out, _ = here(monkeypatch, capfd, "features", "a.png", "--backbone", "vit_tiny_patch16_224",
+                        "--random-weights", "--similar", "99,1")
+    assert code == 1 and "outside" in out
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
