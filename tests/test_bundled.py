@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from uplift_core.cli import app
 from uplift_core.errors import CheckpointError, InputError
 from uplift_core.evaluation import METHODS, evaluate_sr
 from uplift_core.imageio import read_settings
+from uplift_core.training import load_recipe
 
 
 @pytest.fixture
@@ -39,6 +41,25 @@ def test_size_and_names():
             assert file.metadata()["latent_space"] == "tiny"
     with pytest.raises(CheckpointError, match=r"nothing\.bin is missing"):
         asset("nothing.bin")
+
+
+def test_numbers_are_fp16():
+    for name in ("tiny-vae", "uplift-mini"):
+        with safe_open(str(asset(f"{name}.safetensors")), "pt") as file:
+            kinds = {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+        assert kinds - {"I64"} == {"F16"}  # batch norms count in whole numbers
+
+
+def test_the_architecture_of_the_bundled_model():
+    """Layer norms, one encoder for both inputs, pooling of 17 neighbours, a refiner with residual, and noise."""
+    config = load("uplift-mini", device="cpu").config
+    made = load_recipe("uplift-mini").model_config()
+    assert replace(config, latent_mean=(), latent_std=()) == made and len(config.latent_std) == config.channels == 32
+    groups = [*config.encoder, *config.decoder, config.refiner.group]
+    assert {group.norm for group in groups} == {"layer"} and all(group.residual for group in groups)
+    assert config.share_encoder and config.attender == 17 and config.refiner.residual
+    assert config.noise_channels > 0 and config.refiner.noise_channels > 0
+    assert (config.patch, config.step_factor) == (8, 2)
 
 
 def test_the_default_depends_on_the_sd15_weights(nothing_installed, caplog):

@@ -79,7 +79,9 @@ class UpliftTask:
         self.cache = None
         if recipe.data.cache:
             module = self.vae.module if isinstance(self.vae, ModuleCodec) else self.backbone.module  # type: ignore
-            self.cache = LatentCache(Path(recipe.data.cache).expanduser(), fingerprint(module))
+            # A TAESD's latents are scaled as the latent space says that it is taken for.
+            scaled = f":{self.vae.scaling_factor}:{self.vae.shift}" if self.vae else ""
+            self.cache = LatentCache(Path(recipe.data.cache).expanduser(), fingerprint(module) + scaled)
 
     def _config(self) -> ModelConfig:
         config = self.recipe.model_config()

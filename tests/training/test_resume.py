@@ -1,0 +1,145 @@
+"""A run that was killed or stopped ends where it would have ended."""
+
+import csv
+import json
+import signal
+
+import pytest
+import torch
+
+from training_runs import AUTOENCODER, end, logged, recipe, same, start
+from uplift_core.errors import Cancelled, InputError
+from uplift_core.training import Trainer
+
+
+@pytest.mark.parametrize("kind", ["uplift", "codec", "autoencoder"])
+def test_a_killed_run_ends_like_an_uninterrupted_one(photos, codec_file, tmp_path, kind):
+    if kind == "autoencoder":
+        pytest.importorskip("diffusers", reason="diffusers is not installed")
+    run = recipe(run__steps=8, **{
+        "uplift": {"data__guides_decoded": 0.5, "teacher__vae": str(codec_file)},
+        "codec": {"codec": {"channels": 6, "patch": 4, "width": 8, "detail": 4}},
+        "autoencoder": {"autoencoder": AUTOENCODER}}[kind])
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    Trainer(run, photos, whole, cpu=True).run()
+    assert end(start("run(recipe, out, die_at=6)", recipe=run, photos=photos, out=cut)) == [-signal.SIGKILL]
+    assert sorted(path.name for path in cut.iterdir()) == ["log.csv", "step-00000002", "step-00000004"]
+    assert [row[0] for row in csv.reader((cut / "log.csv").open())][-1] == "5"  # more than the snapshot knows
+    with pytest.raises(InputError, match="--resume"):
+        Trainer(run, photos, cut, cpu=True).run()
+    (cut / ".dead.part").mkdir()
+    Trainer(run, photos, cut, cpu=True).run(resume=True)
+    assert same(whole / "small.safetensors", cut / "small.safetensors")
+    logs = [[row[:2] for row in csv.reader((out / "log.csv").open())] for out in (whole, cut)]
+    assert logs[0] == logs[1]
+    assert not (cut / ".dead.part").exists()
+
+
+def test_workers_and_a_cache_survive_kills_before_and_after_the_first_snapshot(photos, codec_file, tmp_path):
+    psutil = pytest.importorskip("psutil")
+    options = {"teacher__vae": str(codec_file), "run__steps": 4}
+    whole = Trainer(recipe(**options), photos, tmp_path / "whole", cpu=True).run()
+    names = {"recipe": recipe(**options, data__workers=1, data__cache=str(tmp_path / "cache")), "photos": photos,
+             "out": tmp_path / "cut", "log": tmp_path / "log", "pids": tmp_path / "pids"}
+    code = """
+logging.basicConfig(filename=log)
+kill = die
+def die():
+    pids.write_text(" ".join(str(child.pid) for child in multiprocessing.active_children()))
+    kill()
+run(recipe, out, resume=resume, die_at=die_at)
+"""
+
+    def workers():
+        return {psutil.Process(int(pid)) for pid in names["pids"].read_text().split()}
+
+    assert end(start(code, **names, resume=False, die_at=1)) == [-signal.SIGKILL]
+    left = workers()
+    assert left and not list(names["out"].glob("step-*")) and list((tmp_path / "cache").rglob("*.safetensors"))
+    assert end(start(code, **names, resume=True, die_at=3)) == [-signal.SIGKILL]
+    assert "no snapshot; starting from the beginning" in names["log"].read_text()
+    assert [path.name for path in names["out"].glob("step-*")] == ["step-00000002"]
+    left |= workers()
+    assert end(start(code, **names, resume=True, die_at=0)) == [0]
+    assert same(names["out"] / "small.safetensors", whole)
+    _, alive = psutil.wait_procs(left, timeout=30)  # they look for their parent every five seconds
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_stopped_run_goes_on(photos, codec, tmp_path):
+    whole = Trainer(recipe(), photos, tmp_path / "a", teacher=codec, cpu=True).run()
+    seen = []
+    first = Trainer(recipe(), photos, tmp_path / "b", teacher=codec, cpu=True)
+    with pytest.raises(Cancelled, match="step 3"):
+        first.run(progress=seen.append, should_stop=lambda: len(seen) == 3)
+    for change, part in (({"data__batch": 3}, "data"), ({"optimizer__name": "adamw"}, "optimizer"),
+                         ({"run__seed": 9}, "run"), ({"teacher__vae": "another"}, "teacher")):
+        with pytest.raises(InputError, match=f"'{part}' differs"):
+            Trainer(recipe(**change), photos, tmp_path / "b", teacher=codec, cpu=True).run(resume=True)
+    path = Trainer(recipe(), photos, tmp_path / "b", teacher=codec, cpu=True).run(resume=True)
+    assert same(path, whole)
+
+
+def test_the_scale_of_the_loss_goes_on(photos, codec, tmp_path):
+    """fp16's scaler, here on the CPU: it doubles the scale every two steps; a stopped run goes on where it was."""
+    if not hasattr(torch.amp, "GradScaler"):
+        pytest.skip("this torch scales on CUDA only")
+
+    def trainer(out):
+        made = Trainer(recipe(run__steps=5), photos, tmp_path / out, teacher=codec, cpu=True)
+        made.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
+        return made
+
+    trainer("whole").run()
+    steps = iter(range(9))
+    with pytest.raises(Cancelled, match="step 3"):
+        trainer("cut").run(should_stop=lambda: next(steps) == 3)
+    path = trainer("cut").run(resume=True)
+    assert same(path, tmp_path / "whole" / "small.safetensors")
+    scalers = [json.loads((tmp_path / out / "step-00000005" / "training.json").read_text())["scaler"]
+               for out in ("whole", "cut")]
+    assert scalers[0] == scalers[1] and (scalers[0]["scale"], scalers[0]["_growth_tracker"]) == (256, 1)
+
+
+def test_resuming_a_finished_run_leaves_its_snapshot_in_place(photos, codec, tmp_path):
+    """A kill while it is written anew would otherwise leave none."""
+    for resume in (False, True):
+        Trainer(recipe(run__steps=2), photos, tmp_path, teacher=codec, cpu=True).run(resume=resume)
+        file = next(tmp_path.glob("step-*/training.safetensors")).stat()
+        if not resume:
+            before = file.st_ino
+    assert file.st_ino == before and not list(tmp_path.glob(".*.part"))
+
+
+def dying_at(step):
+    def listen(progress):
+        if progress.step == step:
+            raise RuntimeError("gone")
+    return listen
+
+
+def test_the_log_goes_on_in_the_middle_of_an_interval(photos, codec, tmp_path):
+    """Killed after a row that the snapshot does not know, stopped between two rows, and made longer: no row twice, none
+    missing, and each the mean of the steps since the row or the resume before it."""
+    def trainer(out, steps=11, every=3):
+        run = recipe(run__steps=steps, run__log_every=every, run__save_every=4)
+        return Trainer(run, photos, tmp_path / out, teacher=codec, cpu=True)
+
+    whole = trainer("whole", every=1).run()
+    losses = [float(row["loss"]) for row in logged(tmp_path / "whole")]
+    with pytest.raises(RuntimeError, match="gone"):
+        trainer("cut").run(progress=dying_at(7))
+    assert [row["step"] for row in logged(tmp_path / "cut")] == ["3", "6"]
+    asked = iter(range(99))
+    with pytest.raises(Cancelled, match="step 8"):
+        trainer("cut").run(resume=True, should_stop=lambda: next(asked) == 4)  # on from 4
+    assert [row["step"] for row in logged(tmp_path / "cut")] == ["3", "6"]
+    trainer("cut", steps=10).run(resume=True)
+    path = trainer("cut").run(resume=True)
+    rows = logged(tmp_path / "cut")
+    assert [row["step"] for row in rows] == ["3", "6", "9", "10", "11"]
+    spans = [(0, 3), (4, 6), (8, 9), (9, 10), (10, 11)]
+    assert [float(row["loss"]) for row in rows] == pytest.approx(
+        [sum(losses[a:b]) / (b - a) for a, b in spans], rel=1e-5)
+    assert (tmp_path / "cut" / "log.csv").read_text().count("step") == 1
+    assert same(path, whole)
