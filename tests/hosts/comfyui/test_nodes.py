@@ -197,6 +197,34 @@ def test_tiny_vae_serves_the_hosts_own_nodes(comfy, put, saved):
     close(saved("tiled").movedim(-1, 1), codec.decode(latent), 0.3)
 
 
+def test_the_bundled_pair_behind_the_hosts_own_nodes(comfy, put, saved):
+    """VAE Encode, UPLiFT Latent Upscale, VAE Decode with what comes along: the core's numbers, and a line that says
+    which model it is."""
+    image = some_image(1, 48, 64)
+    comfy.run(graph(
+        model=MINI, vae=("UPLiFTTinyVAE", {}), image=("ProbeImage", {"path": put(image)}),
+        encoded=("VAEEncode", {"pixels": ("image", 0), "vae": ("vae", 0)}),
+        up=("UPLiFTLatentUpscale", {**LATENT, "model": ("model", 0), "samples": ("encoded", 0), "vae": ("vae", 0),
+                                    "image": ("image", 0)}),
+        decoded=("VAEDecode", {"samples": ("up", 0), "vae": ("vae", 0)}),
+        out=("ProbeSave", {"value": ("decoded", 0), "name": "out"})))
+    model, codec = load("uplift-mini", device="cpu"), load_vae("tiny")
+    guide = image.movedim(-1, 1)
+    latent = upscale_latents(model, codec.encode(guide), guide, scale=2, seed=LATENT["seed"])
+    close(saved("out").movedim(-1, 1), codec.decode(latent).clamp(0, 1), 1e-4)
+    assert "the small bundled model" in comfy.log()
+
+
+def test_the_bundled_model_refuses_sd15_latents_and_the_bundled_vae_sd15_models(comfy, put):
+    latent = put({"samples": some_latent()})
+    with pytest.raises(Failed, match="uplift-mini.*32.*channels|tiny"):
+        comfy.run(latent_graph(latent, model=MINI))
+    nodes = latent_graph(latent)
+    nodes["vae"] = {"class_type": "UPLiFTTinyVAE", "inputs": {}}
+    with pytest.raises(Failed, match="tiny"):
+        comfy.run(nodes)
+
+
 def test_second_pass_and_decode_from_a_checkpoint(comfy, saved, base):
     """The hires-fix graph with a random SD1.5: sample, UPLiFT, sample again at low denoise, decode, colours."""
     sampler = {"steps": 2, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "positive": ("text", 0),
