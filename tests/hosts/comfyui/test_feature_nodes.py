@@ -13,7 +13,7 @@ from hosts.comfyui.comfy_host import Failed, graph
 from rule_weights import published_shapes, rule_state
 from uplift_core import dense_features, load, load_features
 from uplift_core.backbones import load_backbone
-from uplift_core.features import feature_mask, pca_pictures, segment_masks, segments, similarity
+from uplift_core.features import feature_mask, heat_picture, pca_pictures, segment_masks, segments, similarity
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +91,7 @@ def test_mask_and_heat_map(comfy, put, saved, core):
     found = core(image[0].movedim(-1, 0))
     near = similarity(found, [(10, 20)], [(40, 5)])
     assert (saved("mask")[0] - feature_mask(near, (37, 53), threshold=0.5, softness=0.1)).abs().max() < 1e-2
-    assert saved("heat").shape == (1, 37, 53, 3)
+    assert (saved("heat")[0] - heat_picture(near, image[0].movedim(-1, 0)).movedim(0, -1)).abs().max() < 1e-2
     shown = outputs["mask"]
     assert shown["uplift_picture"][0]["type"] == "temp" and shown["uplift_size"] == [[53, 37]]
 
