@@ -21,19 +21,21 @@ def exact(x, weight, pads, bias=None):
     return F.conv2d(F.pad(x.double(), pads), weight.double(), None if bias is None else bias.double())
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 23), st.integers(1, 23), st.integers(1, 3), st.tuples(*[st.integers(0, 1)] * 4), st.booleans())
-def test_it_is_a_convolution(h, w, batch, pads, biased):
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 23), st.integers(1, 23), st.integers(1, 3), st.tuples(*[st.integers(0, 1)] * 4), st.booleans(),
+       st.sampled_from([module.TILES, module.LARGE]))
+def test_it_is_a_convolution(h, w, batch, pads, biased, form):
     if h + pads[2] + pads[3] < 3 or w + pads[0] + pads[1] < 3:
         return
     generator = torch.Generator().manual_seed(h * 100 + w)
     x = torch.randn(batch, 6, h, w, generator=generator).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(10, 6, 3, 3, generator=generator), torch.randn(10, generator=generator)
-    found = module.convolve([x], module.filters(weight), pads, bias if biased else None)
+    found = module.convolve([x], module.filters(weight, form), pads, bias if biased else None, form)
     expected = exact(x, weight, pads, bias if biased else None)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < 1e-4 * 54**0.5  # 54 products a value
-    parts = module.convolve([x[:, :4], x[:, 4:5], x[:, 5:]], module.filters(weight), pads, bias if biased else None)
+    parts = module.convolve([x[:, :4], x[:, 4:5], x[:, 5:]], module.filters(weight, form), pads,
+                            bias if biased else None, form)
     assert (parts - expected).abs().max() < 1e-4 * 54**0.5
 
 
@@ -45,6 +47,16 @@ def test_as_exact_as_a_plain_convolution_over_512_channels():
     ours = difference(module.convolve([x], module.filters(weight), (1, 1, 1, 1)).double(), expected)
     plain = difference(F.conv2d(x, weight, padding=1).double(), expected)
     assert ours < max(3 * plain, 1e-5)
+
+
+def test_large_tiles_are_five_times_less_precise_and_taken_only_where_that_is_allowed_and_saves():
+    x = torch.randn(1, 128, 30, 30).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(64, 128, 3, 3) / 34
+    found = module.convolve([x], module.filters(weight, module.LARGE), (1, 1, 1, 1), form=module.LARGE)
+    assert difference(found.double(), exact(x, weight, (1, 1, 1, 1))) < TOLERANCE
+    assert module.form_for(448, 448, exact=True) is module.TILES
+    assert module.form_for(448, 448, exact=False) is module.LARGE
+    assert module.form_for(8, 8, exact=False) is module.TILES  # 4 tiles of 36 products instead of 4 of 64
 
 
 def test_a_map_worked_through_in_strips():

@@ -120,7 +120,7 @@ class Engine:
                 if maps is None or not self.config.share_encoder:
                     wanted = plans if self.config.share_encoder else [plan]
                     maps = self.encode(self.model.guide(image, i), [r for p in wanted for r in p.requests])
-                x = self._decode_whole(x, plan, maps, noise, i)
+                x = self._decode_whole(x, plan, maps, noise, i, last=i == steps - 1)
                 if keep or i == steps - 1:
                     results.append(self.model.denormalise(x).to(latent.dtype))
         return results
@@ -133,8 +133,11 @@ class Engine:
         pixels = at_a_time(FAST.decode_pixels, self.device)
         return max(1, min(y.size // self.config.step_factor, y.size * x.size // pixels))
 
-    def _decode_whole(self, x: Tensor, plan: Plan, maps: Samples, noise: Noise, step: int) -> Tensor:
-        """A whole step; without a refiner, whose reach would be computed twice, the decoder's part in bands of rows."""
+    def _decode_whole(self, x: Tensor, plan: Plan, maps: Samples, noise: Noise, step: int, last: bool) -> Tensor:
+        """A whole step; without a refiner, whose reach would be computed twice, the decoder's part in bands of rows.
+
+        last: nobody reads the encoder's maps after this step.
+        """
         y, columns = plan.out
         bands = self.bands(plan.out)
         if bands == 1:
@@ -151,6 +154,8 @@ class Engine:
                     weighed = empty(band.data, band.data.shape[1], y.size, columns.size)
                 weighed[:, :, part.lo:part.hi] = band.cut(part, columns)
         assert weighed is not None
+        if last:
+            maps.maps.clear()  # room for the result
         return self._attend(Map(weighed, y, columns), value).data
 
     def grown(self, shape: Sequence[int], step: int) -> tuple[tuple[int, int], Window]:

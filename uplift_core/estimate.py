@@ -10,6 +10,7 @@ from .attender import reach
 from .engine import Concat, Engine, Plan, part_work
 from .layers import ConvBlock
 from .windowed import FAST, at_a_time, size, winograd_pays
+from .winograd import LARGE
 
 _SPARE = 32 << 20
 """Strips, tables and what else is small, of each stage."""
@@ -31,11 +32,13 @@ def work_bytes(engine: Engine, plans: Sequence[Plan], shape: tuple[int, int], gu
         finest[r.source] = max(finest.get(r.source, (0, 0)), (area, width))
     kept = batch * element * sum(area * width for area, width in finest.values())
     encoding = _encoder_bytes(engine, plans, guide, batch, element)
-    decoding = 0
+    peak = kept + encoding
     for i, plan in enumerate(plans):
         bands, returned = (engine.bands(plan.out), i == len(plans) - 1) if whole else (1, False)
-        decoding = max(decoding, _decoder_bytes(engine, plan, batch, element, bands, returned))
-    return int(kept + max(encoding, decoding)) + _SPARE
+        weighing, attending = _decoder_bytes(engine, plan, batch, element, bands, returned)
+        # The engine lets go of the maps before the last attending, where it is apart.
+        peak = max(peak, kept + weighing, attending + (0 if returned and bands > 1 else kept))
+    return int(peak) + _SPARE
 
 
 def _filter_bytes(engine: Engine, part: nn.Module, pixels: int, element: int) -> int:
@@ -46,7 +49,7 @@ def _filter_bytes(engine: Engine, part: nn.Module, pixels: int, element: int) ->
     for conv, _ in part.stages():
         o, c = conv.weight.shape[:2]
         if winograd_pays(o, c, pixels):
-            total += 36 * o * c * element
+            total += LARGE.points**2 * o * c * element
     return total
 
 
@@ -77,8 +80,11 @@ def _encoder_bytes(engine: Engine, plans: Sequence[Plan], guide: tuple[int, int]
     return int(peak) + filters + _SPARE
 
 
-def _decoder_bytes(engine: Engine, plan: Plan, batch: int, element: int, bands: int, returned: bool) -> int:
-    """bands: of the decoder's part; returned: what the attender or the refiner makes is the caller's."""
+def _decoder_bytes(engine: Engine, plan: Plan, batch: int, element: int, bands: int,
+                   returned: bool) -> tuple[int, int]:
+    """Of decoder and refiner, and of the attender. bands: of the decoder's part; returned: what the attender or the
+    refiner makes is the caller's."""
+    attending = 0
     peak, channels = 0, engine.config.channels
     for chain, windows in ((engine.decoder, plan.decoder), (engine.refiner, plan.refiner)):
         if chain is engine.refiner:
@@ -101,8 +107,8 @@ def _decoder_bytes(engine: Engine, plan: Plan, batch: int, element: int, bands: 
             copies = 1 if engine.device.type == "cpu" else 2
             made = copies - (returned and not engine.refiner)
             pooled = y.length * x.length * (channels * (bands == 1) + 3 * n + made * engine.config.channels)
-            peak = max(peak, batch * element * (pooled + copies * near * engine.config.channels) + _SPARE)
-    return peak + _SPARE
+            attending = batch * element * (pooled + copies * near * engine.config.channels) + _SPARE
+    return peak + _SPARE, attending + _SPARE
 
 
 def plan_work(engine: Engine, guide: Tensor, plan: Plan, encodes: bool) -> float:

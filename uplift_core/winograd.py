@@ -1,8 +1,8 @@
-"""3x3 convolutions on the CPU with a quarter of the multiplications (Winograd, F(4x4, 3x3)), in fp32.
+"""3x3 convolutions on the CPU with a quarter of the multiplications or fewer (Winograd), in fp32.
 
-Lavin and Gray 2016 use the interpolation points 0, +-1, +-2, inf. The points here, 0, +-3/4, +-3/2, inf, keep the
-transforms as short and lose about three times less precision: over 512 channels the error is that of a plain fp32
-convolution. Inference only; other devices and dtypes have their own kernels for this.
+Lavin and Gray 2016 use the interpolation points 0, +-1, +-2, inf for F(4x4, 3x3). The points here, 0, +-3/4, +-3/2,
+inf, keep the transforms as short and lose about three times less precision: over 512 channels the error is that of a
+plain fp32 convolution. Inference only; other devices and dtypes have their own kernels for this.
 """
 
 from __future__ import annotations
@@ -50,8 +50,17 @@ class Form:
 
 TILES = Form.of((0, 3 / 4, -3 / 4, 3 / 2, -3 / 2))
 """F(4x4, 3x3), for whole maps."""
+LARGE = Form.of((0, 0.55, -0.55, 1, -1, 1.75, -1.75))
+"""F(6x6, 3x3), for whole maps: a fifth fewer products and values, five times less precise."""
 AROUND = Form.of((0, 3 / 4, -3 / 4, 3 / 2))
 """F(3x3, 3x3), for a position and its eight neighbours."""
+
+
+def form_for(height: int, width: int, exact: bool) -> Form:
+    """TILES, or LARGE where that has fewer products for so many results, unless it shall be ``exact``."""
+    def products(form: Form) -> int:
+        return form.points**2 * -(-height // form.outputs) * -(-width // form.outputs)
+    return LARGE if not exact and products(LARGE) < products(TILES) else TILES
 
 
 def filters(weight: Tensor, form: Form = TILES) -> Tensor:
@@ -67,16 +76,16 @@ def transform_weight(weight: Tensor, form: Form = TILES) -> Tensor:
 
 
 def convolve(sources: Sequence[Tensor], transformed: Tensor, pads: tuple[int, int, int, int],
-             bias: Tensor | None = None) -> Tensor:
+             bias: Tensor | None = None, form: Form = TILES) -> Tensor:
     """Stride-1 3x3 convolution of ``b c h w`` (channels last) with zero pads (left, right, top, bottom).
 
-    ``sources``: the input's channels in one or more tensors, which are never put together. Returns
-    ``b o h+top+bottom-2 w+left+right-2``, channels last.
+    ``sources``: the input's channels in one or more tensors, which are never put together; ``transformed``:
+    :func:`filters` for ``form``. Returns ``b o h+top+bottom-2 w+left+right-2``, channels last.
     """
     left, right, top, bottom = pads
     b, _, h, w = sources[0].shape
     out = sources[0].new_empty(b, h + top + bottom - 2, w + left + right - 2, transformed.shape[2])
-    _run(TILES, TILES.outputs, sources, transformed, bias, (-top, -left), out)
+    _run(form, form.outputs, sources, transformed, bias, (-top, -left), out)
     return out.permute(0, 3, 1, 2)
 
 
