@@ -104,7 +104,7 @@ print(peak.grown, estimate_memory(model, 384, 384, 16) + result.numel() * 4)
 def test_the_estimate_is_near_the_peak_for_pixel_dense_features():
     done = subprocess.run([sys.executable, "-c", WHOLE], capture_output=True, text=True, check=True)
     peak, estimate = map(int, done.stdout.split())
-    assert 0.9 * peak < estimate < 1.7 * peak
+    assert 0.9 * peak < estimate < 2 * peak
 
 
 def test_the_estimate_grows_with_the_picture_unless_tiled():
