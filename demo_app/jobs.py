@@ -98,7 +98,7 @@ class Jobs:
                     del self._running[job.session]
 
     def stop(self, request: gr.Request) -> None:
-        """Stop all that this session has running."""
+        """Stop all that the browser tab behind the request has running."""
         with self._lock:
             for job in self._running.get(request.session_hash or "", ()):
                 job.stop()
