@@ -53,8 +53,7 @@ class LocalAttender(nn.Module):
         """The attender map ``b n H W``: positive, summing to 1 over n. Softmax in fp32 whatever the guide's dtype."""
         logits = self.conv1(guide)
         c = min(self.n, guide.shape[1])
-        logits = torch.cat([logits[:, :c] + guide[:, :c], logits[:, c:]], 1)
-        return logits.softmax(1, dtype=torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else None)
+        return attend(torch.cat([logits[:, :c] + guide[:, :c], logits[:, c:]], 1))
 
     def forward(self, guide: Tensor, value: Tensor) -> Tensor:
         weights = self.weights(guide).to(value.dtype)
@@ -62,6 +61,11 @@ class LocalAttender(nn.Module):
             return pool_reference(weights, value)
         with no_autocast(value.device.type):  # a mean of latents is as exact as they are
             return pool(weights, value, weights.shape[2] // value.shape[2])
+
+
+def attend(logits: Tensor) -> Tensor:
+    """Logits ``b n H W`` to shares that sum to 1 over n, in fp32 at least."""
+    return logits.softmax(1, dtype=torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else None)
 
 
 def pool_reference(weights: Tensor, value: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .attender import pool, pool_reference, reach
+from .attender import attend, pool, pool_reference, reach
 from .heap import keep_freed_memory
 from .kept import keep_made
 from .layers import ConvBlock
@@ -25,11 +25,13 @@ from .sampled import Request, Samples, Window, band_of, finest, source_of, union
 from .windowed import (
     FAST,
     Map,
+    accumulate,
     as_format,
     at_a_time,
     empty,
     joins,
     need,
+    pointwise,
     run,
     run_around,
     run_sampled,
@@ -280,7 +282,7 @@ class Engine:
         m = self._walk(self.decoder, plan.decoder, value, maps, noise, step)
         attender = self.model.attender
         if attender is not None:
-            weights = attender.weights(m.data).to(self.dtype)
+            weights = attend(accumulate(pointwise(attender.conv1, m.data), m.data)).to(self.dtype)
             self.tick(part_work(attender.conv1, m.y, m.x))
             return Map(weights, m.y, m.x)
         data = self.model.decoder.outc(m.data)

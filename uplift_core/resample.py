@@ -141,12 +141,13 @@ def _pick(x: Tensor, dim: int, held: Span, out: Span) -> Tensor:
 def _corners(x: Tensor, y_in: Span, x_in: Span, y: Span, x_out: Span) -> Tensor:
     """Bilinear with corners on corners, on the CPU: every pixel a bag of four of the source's, in one pass."""
     (rows, down), (columns, across) = _neighbours(y, y_in.size), _neighbours(x_out, x_in.size)
-    entries = ((rows - y_in.lo)[:, None, :, None] * x_in.length + (columns - x_in.lo)[None, :, None, :]).reshape(-1, 4)
+    b, c, h, w = x.shape
+    entries = ((rows - y_in.lo)[:, None, :, None] * w + (columns - x_in.lo)[None, :, None, :]).reshape(-1, 4)
+    entries = (np.arange(b)[:, None, None] * (h * w) + entries).reshape(-1, 4)
     shares = (down[:, None, :, None] * across[None, :, None, :]).astype(np.float32).reshape(-1, 4)
-    bags, weights = torch.from_numpy(entries), torch.from_numpy(shares)
-    maps = [F.embedding_bag(bags, m, mode="sum", per_sample_weights=weights)
-            for m in x.permute(0, 2, 3, 1).flatten(1, 2)]
-    return torch.stack(maps).view(len(maps), y.length, x_out.length, -1).permute(0, 3, 1, 2)
+    sums = F.embedding_bag(torch.from_numpy(entries), x.permute(0, 2, 3, 1).reshape(-1, c), mode="sum",
+                           per_sample_weights=torch.from_numpy(shares).repeat(b, 1))
+    return sums.view(b, y.length, x_out.length, c).permute(0, 3, 1, 2)
 
 
 def _blend(x: Tensor, dim: int, mode: str, held: Span, out: Span) -> Tensor:

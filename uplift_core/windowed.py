@@ -200,14 +200,14 @@ def run_around(first: ConvBlock, last: ConvBlock, m: Map, step: int, out: tuple[
             for dx in range(3):
                 i, j = top * (dy == 0), left * (dx == 0)
                 own = m.data[:, :, y + step * i + dy - 1:, x + step * j + dx - 1:][:, :, ::step, ::step]
-                _accumulate(near[:, :, 3 * i + dy::3, 3 * j + dx::3], own[:, :, :ys.length - i, :xs.length - j])
+                accumulate(near[:, :, 3 * i + dy::3, 3 * j + dx::3], own[:, :, :ys.length - i, :xs.length - j])
     near[:, :, :top] = 0
     near[:, :, :, :left] = 0
     conv, norm = last.stages()[0]
     data = _norm_relu(conv, norm, last.norm, lambda conv: reshaped(conv, (3, 3), (0, 0))(near))
     if last.one_by is not None:
         data = pointwise(last.one_by, data)
-    return Map(_accumulate(data, near[:, :, 1::3, 1::3]) if last.residual else data, ys, xs)
+    return Map(accumulate(data, near[:, :, 1::3, 1::3]) if last.residual else data, ys, xs)
 
 
 def _run_conv_block(block: ConvBlock, m: Map, y: Span, x: Span, steps: tuple[int, int] = (1, 1),
@@ -233,16 +233,17 @@ def _run_conv_block(block: ConvBlock, m: Map, y: Span, x: Span, steps: tuple[int
     if block.residual:
         if sampled is not None:
             ys, xs = sampled
-            data = _accumulate(data, m.cut(Span(y.lo, y.hi, m.y.size), Span(x.lo, x.hi, m.x.size))[
+            data = accumulate(data, m.cut(Span(y.lo, y.hi, m.y.size), Span(x.lo, x.hi, m.x.size))[
                 :, :, ys.lo * steps[0] - y.lo::steps[0], xs.lo * steps[1] - x.lo::steps[1]])
         elif block.stride == 1:
-            data = _accumulate(data, m.cut(Span(y.lo, y.hi, m.y.size), Span(x.lo, x.hi, m.x.size)))
+            data = accumulate(data, m.cut(Span(y.lo, y.hi, m.y.size), Span(x.lo, x.hi, m.x.size)))
         else:
-            data = _accumulate(data, _corners(m, y, x))
+            data = accumulate(data, _corners(m, y, x))
     return Map(data, current.y, current.x)
 
 
-def _accumulate(y: Tensor, x: Tensor) -> Tensor:
+def accumulate(y: Tensor, x: Tensor) -> Tensor:
+    """``y`` with the channels that both have added to it, in place."""
     c = min(x.shape[1], y.shape[1])
     if c == y.shape[1]:
         return y.add_(x[:, :c])
@@ -347,7 +348,7 @@ def _takes_winograd(conv: Any, data: Tensor, pixels: int) -> bool:
 def joins(block: object, data: Tensor, y: Span, x: Span) -> bool:
     """Whether the block can read a map's channels from several tensors, the first of them ``data``.
 
-    Its convolution then sums over them; nobody else may look at the others (:func:`_accumulate` would, past the first).
+    Its convolution then sums over them; nobody else may look at the others (:func:`accumulate` would, past the first).
     """
     if not isinstance(block, ConvBlock) or block.stride != 1:
         return False
@@ -372,7 +373,7 @@ def _run_down(block: DownBlock, m: Map, y: Span, x: Span) -> Map:
         data = _conv_norm_relu(block.down[0], block.down[1], "batch", m, y, x, (config.stride, config.stride))
     else:
         data = F.max_pool2d(m.cut(Span(2 * y.lo, 2 * y.hi, m.y.size), Span(2 * x.lo, 2 * x.hi, m.x.size)), 2, 2)
-    return Map(_accumulate(data, _corners(m, y, x)) if config.residual == "bilinear" else data, y, x)
+    return Map(accumulate(data, _corners(m, y, x)) if config.residual == "bilinear" else data, y, x)
 
 
 def _run_up(block: UpBlock | TransposeConv, m: Map, y: Span, x: Span) -> Map:
@@ -384,5 +385,5 @@ def _run_up(block: UpBlock | TransposeConv, m: Map, y: Span, x: Span) -> Map:
     held = Map(data, Span(y_in.lo * k, y_in.hi * k, y.size), Span(x_in.lo * k, x_in.hi * k, x.size))
     data = held.cut(y, x)
     if isinstance(block, UpBlock) and block.config.residual == "bilinear":
-        data = _accumulate(data, _corners(m, y, x))
+        data = accumulate(data, _corners(m, y, x))
     return Map(data, y, x)
