@@ -84,12 +84,20 @@ def test_pixel_features_are_the_models_definition(space):
 @pytest.mark.parametrize("space", ["dinov2-s14", "dinov3-splus16"])
 def test_the_published_backbones_give_their_last_normed_patches(space):
     """The real architectures, untrained: all of timm's own result but the prefix tokens."""
+    if not timm.is_model(BACKBONES[space].split(".")[0]):
+        pytest.skip(f"timm {timm.__version__} has no {BACKBONES[space]}")
     teacher, image = load_backbone(space, pretrained=False), picture(3 * 14 if space == "dinov2-s14" else 48, 112)[None]
     found = teacher.encode(image)
     tokens = teacher.module.forward_features(imagenet_normalise(image))
     prefix = teacher.module.num_prefix_tokens
     assert prefix == {"dinov2-s14": 1, "dinov3-splus16": 5}[space] and found.shape[1] == 384
     assert torch.allclose(found.flatten(2).transpose(1, 2), tokens[:, prefix:], atol=1e-5)
+
+
+def test_a_timm_older_than_dinov3_is_called_that(monkeypatch):
+    monkeypatch.setattr(timm, "is_model", lambda name: "dinov3" not in name)
+    with pytest.raises(InputError, match=r"timm .* is too old for dinov3-splus16.*--upgrade timm"):
+        load_backbone("dinov3-splus16", pretrained=False)
 
 
 @settings(max_examples=6, deadline=None)

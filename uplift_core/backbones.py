@@ -96,6 +96,9 @@ def load_backbone(name_or_path: StrPath, *, device: str | torch.device = "cpu",
     if path.exists():
         weights, timm_name = _weights_in(path), _timm_name(path)
     if not timm.is_model(timm_name.split(".")[0]):
+        if name in BACKBONES:
+            raise InputError(f"timm {timm.__version__} is too old for {name}: it has no {timm_name}; "
+                             "pip install --upgrade timm")
         raise InputError(f"{name!r} is no model of timm and no file; expected {', '.join(BACKBONES)}, a name that "
                          "timm.list_models() shows, or the path of a weights file called like one")
     if not hasattr(timm.models, "VisionTransformer"):
