@@ -93,7 +93,8 @@ class Shelf:
         parameter = next(net.parameters())
         job.say(f"Loading the VAE {name}")
         key = (where, _stamp(where), parameter.device, parameter.dtype)
-        return self._keep("vae", key, lambda: load_vae(where, device=parameter.device, dtype=parameter.dtype)), name
+        return self._keep("vae", key, lambda: load_vae(where, device=parameter.device, dtype=parameter.dtype,
+                                                             offline=self.settings.offline or None)), name
 
     def backbone(self, name: str, job: Job) -> Backbone:
         from uplift_core.backbones import BACKBONES, load_backbone

@@ -127,3 +127,46 @@ def test_interrupted_leaves_finished_files_whole(home, photos, tmp_path):
 def test_models(home, monkeypatch, capfd):
     code, said, _ = here(monkeypatch, capfd, "models", "info", home / "model.safetensors", "--json")
     assert code == 0 and json.loads(said)["parameters"] == 72021
+
+
+@pytest.fixture
+def no_network(tmp_path, monkeypatch):
+    """A machine with no weights and no hub: an address that nobody listens at, which must not be asked."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr("uplift_core.hub.cached", lambda *given: None)
+
+    def asked(*given, **more):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", asked)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", asked)
+
+
+@pytest.mark.parametrize("words, says", [
+    (("--model", "uplift-mini", "--vae", "sd15"), "Load the bundled VAE 'tiny'"),
+    (("--model", "uplift-mini", "--vae", "taesdxl"), "'sdxl' (SDXL) latents"),
+    (("--model", "sd15-vae", "--vae", "tiny"), "Load the VAE of Stable Diffusion 1.x or 2.x"),
+    (("--vae", "sd15"), "The model was not named, and the SD1.5 weights are not on this machine: using the small "
+                        "bundled model 'uplift-mini' ('uplift models download sd15-vae' gets the full one)"),
+    (("--model", "dinov2-s14"), "use 'uplift features'"),
+    (("--model", "dinov2-s14", "--vae", "sd15"), "is no latent space of a VAE"),
+])
+@pytest.mark.parametrize("command", [("upscale", "a.png"), ("eval", "sr")])
+def test_a_pair_that_does_not_fit_by_name_is_refused_before_anything_is_looked_for(
+        photos, no_network, monkeypatch, capfd, command, words, says):
+    monkeypatch.chdir(photos)
+    code, _, said = here(monkeypatch, capfd, *command, *words, "--device", "cpu")
+    assert code == 1 and says in said and [p.name for p in photos.iterdir() if p.name.startswith("a_")] == []
+
+
+def test_a_vae_file_that_does_not_fit_the_default_is_refused_once(home, photos, no_network, monkeypatch, capfd):
+    code, _, said = here(monkeypatch, capfd, "upscale", photos / "a.png", photos / "sub" / "b.webp", "--vae",
+                         home / "vae", "--device", "cpu", "-o", photos / "out")
+    assert code == 1 and said.count("uplift models download sd15-vae") == 2  # the note, and the error
+    assert "'sd15' (Stable Diffusion 1.x and 2.x) latents" in said and not (photos / "out").exists()
+
+
+def test_offline_asks_for_no_vae(home, photos, no_network, monkeypatch, capfd):
+    code, _, said = here(monkeypatch, capfd, "upscale", photos / "a.png", "--model", home / "model.safetensors",
+                         "--vae", "someone/vae", "--offline", "--device", "cpu")
+    assert code == 1 and "someone/vae is not on this machine" in said and "offline mode was asked for" in said

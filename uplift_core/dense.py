@@ -306,6 +306,8 @@ def model_for(backbone: Backbone, model: Any = "auto", offline: bool | None = No
         raise InputError(f"{backbone.name} gives {backbone.channels} channels of patch {backbone.patch}, but the model "
                          f"enlarges {config.channels} channels of patch {config.patch}; choose the model that was "
                          "made for this backbone")
+    if config.latent_space and config.latent_space not in (backbone.latent_space, backbone.name):
+        log.warning("the model was trained on features of %s, not of %s", config.latent_space, backbone.name)
     return model, "uplift"
 
 

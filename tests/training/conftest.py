@@ -49,7 +49,7 @@ def codec_file(codec, tmp_path_factory):
 
 @pytest.fixture
 def with_broken(photos, tmp_path):
-    """Three pictures, and two that are none."""
+    """Three pictures, two of them again in a linked folder, and two files that are none."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "good").symlink_to(photos / "more")

@@ -54,6 +54,26 @@ def test_broken_pictures_are_skipped_and_named(tmp_path):
         Photos(tmp_path / "empty", DataPart(size=32), 0)
 
 
+def test_linked_folders_are_looked_into_once(photos, tmp_path):
+    (tmp_path / "own").mkdir()
+    Image.fromarray(data.coffee()[:64, :64]).save(tmp_path / "own" / "mine.png")
+    for name, target in (("a", photos), ("b", photos), ("own/round", tmp_path)):
+        (tmp_path / name).symlink_to(target)
+    found = Photos(tmp_path, DataPart(size=32), 0).files
+    assert [str(path.relative_to(tmp_path)) for path in found] == [
+        "a/astronaut.png", "a/more/chelsea.png", "a/more/coffee.png", "own/mine.png"]
+
+
+def test_what_stands_in_for_a_broken_picture_is_another_crop_of_its_neighbour(tmp_path):
+    Image.fromarray(data.coffee()[:200, :200]).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    photos = Photos(tmp_path, DataPart(size=32, zoom=4), 0)
+    for epoch in range(3):
+        one, other = (photos[2 * epoch + n]["image"] for n in range(2))
+        assert not torch.equal(one, other)
+    assert torch.equal(photos[0]["image"], Photos(tmp_path, DataPart(size=32, zoom=4), 0)[0]["image"])
+
+
 def test_processes_share_the_positions():
     whole = list(Positions(4, 1, 3))
     halves = [list(Positions(2, 1, 3, rank, 2)) for rank in (0, 1)]
@@ -99,7 +119,7 @@ def test_nested_folders_are_counted_whole_and_what_is_broken_in_them_too(photos,
     assert len(trainer.photos) == 5 + 5 + 3 and trainer.steps == 13
     trainer.run()
     assert [int(row["step"]) for row in logged(tmp_path / "out")] == list(range(1, 14))
-    assert len(trainer.broken) == 3 and caplog.text.count("3 pictures could not be read and were skipped") == 1
+    assert len(trainer.broken) == 3 and caplog.text.count("3 pictures could not be read, skipped") == 1
     for place in (folder, deepest, folder / "d"):
         assert sum(str(place / "broken.png") in line for line in trainer.broken) == 1
 

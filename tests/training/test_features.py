@@ -6,8 +6,9 @@ import signal
 import pytest
 import torch
 
-from training_runs import end, logged, losses_fall, recipe, same, start
-from uplift_core import load
+from training_runs import SMALL, end, logged, losses_fall, recipe, same, start
+from uplift_core import dense_features, load
+from uplift_core.errors import InputError
 from uplift_core.model import imagenet_normalise
 from uplift_core.training import Trainer
 from uplift_core.training.objective import pyramid
@@ -30,15 +31,27 @@ def features_recipe(**changes):
                      "model__latent_space": "", "data__size": 56, "latents": {}, **changes})
 
 
-def test_features_of_a_vision_transformer(photos, tmp_path):
+def test_features_of_a_vision_transformer(photos, tmp_path, caplog):
+    """Its file names the network whose features it enlarges, and those of another are told apart."""
     torch.manual_seed(0)
     name = "vit_tiny_patch16_224"
     backbone = Backbone(timm.create_model(name, pretrained=False, num_classes=0, depth=1, dynamic_img_size=True), name)
-    run = recipe(teacher={"backbone": name}, model__channels=192, model__patch=16, data__size=64, data__depths=[1],
-                 run__steps=3, latents={})
+    plain = {**{part: SMALL[part] for part in ("attender", "enc_share", "encoder")},
+             "decoder": {**SMALL["decoder"], "ncat_c": 0}}
+    run = recipe(teacher={"backbone": name}, model__uplift=plain, model__channels=192, model__patch=16, data__size=64,
+                 data__depths=[1], run__steps=3, latents={}, model__latent_space="")
     path = Trainer(run, photos, tmp_path / "out", teacher=backbone, cpu=True).run()
+    with pytest.raises(InputError, match="latent_space is 'sd15', which is of a VAE.*leave it empty"):
+        Trainer(features_recipe(model__latent_space="sd15"), photos, tmp_path / "x", teacher=backbone, cpu=True)
     config = load(path).config
     assert (config.channels, config.image_norm) == (192, "imagenet")  # the guide it was trained on
+    assert config.latent_space == name
+    image = torch.rand(3, 32, 32)
+    dense_features(image, backbone=backbone, model=path)
+    assert "was trained on" not in caplog.text
+    backbone.name = "vit_tiny_r_s16_p8_224"
+    dense_features(image, backbone=backbone, model=path)
+    assert f"trained on features of {name}, not of vit_tiny_r_s16_p8_224" in caplog.text
 
 
 @pytest.mark.parametrize("loss", ["l2", "cosine"])

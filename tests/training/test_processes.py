@@ -75,6 +75,6 @@ def test_the_command_in_two_processes(with_broken, codec_file, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written to") == 1
-    assert done.stderr.count("2 pictures could not be read and were skipped") == 1
+    assert done.stderr.count("2 pictures could not be read, skipped") == 1
     notes = json.loads((tmp_path / "out" / "step-00000006" / "training.json").read_text())
     assert notes["processes"] == 2 and load(tmp_path / "out" / "small.safetensors").config.channels == 6

@@ -30,6 +30,10 @@ def test_the_recipes_that_come_along_can_be_built():
     ({"run__steps": 0}, "run.epochs"),
     ({"model__uplift": {"encoder": {}}}, "'decoder'"),
     ({"data__size": 20}, "a multiple of 16"),
+    ({"run__seed": -1}, "run.seed is -1"), ({"run__save_keep": 0}, "save_keep is 0"),
+    ({"run__log_every": -1}, "log_every"), ({"run__steps": -5}, "run.steps"),
+    ({"optimizer__clip": -1.0}, "clip"), ({"optimizer__warmup": -1}, "warmup"),
+    ({"latents__augment": -0.1}, "augment is -0.1"), ({"data__workers": -1}, "workers"),
 ])
 def test_wrong_recipes_name_the_entry(changes, says):
     with pytest.raises(ConfigError, match=says):

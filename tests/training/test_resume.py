@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 
 import pytest
@@ -120,7 +121,7 @@ def dying_at(step):
 
 def test_the_log_goes_on_in_the_middle_of_an_interval(photos, codec, tmp_path):
     """Killed after a row that the snapshot does not know, stopped between two rows, and made longer: no row twice, none
-    missing, and each the mean of the steps since the row or the resume before it."""
+    missing, and each the mean of the steps since the row before it."""
     def trainer(out, steps=11, every=3):
         run = recipe(run__steps=steps, run__log_every=every, run__save_every=4)
         return Trainer(run, photos, tmp_path / out, teacher=codec, cpu=True)
@@ -138,8 +139,71 @@ def test_the_log_goes_on_in_the_middle_of_an_interval(photos, codec, tmp_path):
     path = trainer("cut").run(resume=True)
     rows = logged(tmp_path / "cut")
     assert [row["step"] for row in rows] == ["3", "6", "9", "10", "11"]
-    spans = [(0, 3), (4, 6), (8, 9), (9, 10), (10, 11)]
+    spans = [(0, 3), (3, 6), (6, 9), (9, 10), (10, 11)]
     assert [float(row["loss"]) for row in rows] == pytest.approx(
         [sum(losses[a:b]) / (b - a) for a, b in spans], rel=1e-5)
     assert (tmp_path / "cut" / "log.csv").read_text().count("step") == 1
     assert same(path, whole)
+
+
+def test_a_run_that_is_longer_already_is_not_called_a_shorter_one(photos, codec, tmp_path):
+    path = Trainer(recipe(run__steps=4), photos, tmp_path, teacher=codec, cpu=True).run()
+    before = path.stat().st_mtime_ns
+    with pytest.raises(InputError, match=r"at step 4 already .* to end at 2: raise run\.steps"):
+        Trainer(recipe(run__steps=2), photos, tmp_path, teacher=codec, cpu=True).run(resume=True)
+    assert path.stat().st_mtime_ns == before
+
+
+def test_other_pictures_are_told(photos, codec, tmp_path, caplog):
+    def go_on(folder, steps):
+        caplog.clear()
+        Trainer(recipe(run__steps=steps), folder, tmp_path / "out", teacher=codec, cpu=True).run(resume=steps > 2)
+        return caplog.text
+
+    assert "other pictures" not in go_on(photos, 2)
+    shutil.copytree(photos, tmp_path / "moved")
+    assert "other pictures" not in go_on(tmp_path / "moved", 3)
+    (tmp_path / "moved" / "new.png").write_bytes(b"another")
+    assert f"other pictures (3, now 4 in {tmp_path / 'moved'})" in go_on(tmp_path / "moved", 4)
+    (tmp_path / "moved" / "new.png").write_bytes(b"yet another")
+    assert "other pictures (4, now 4" in go_on(tmp_path / "moved", 5)
+
+
+def test_broken_pictures_are_counted_however_a_run_ends(with_broken, codec, tmp_path, caplog):
+    """Those a run met before it was stopped count in the one that goes on."""
+    asked = iter(range(99))
+    with pytest.raises(Cancelled):
+        Trainer(recipe(), with_broken, tmp_path / "out", teacher=codec, cpu=True).run(
+            should_stop=lambda: next(asked) == 4)
+    assert "2 pictures could not be read, skipped" in caplog.text
+    for path in (with_broken / "bad.png", with_broken / "worse.jpg"):
+        path.write_bytes((with_broken / "astronaut.png").read_bytes())  # mended: no later step meets them broken
+    caplog.clear()
+    Trainer(recipe(run__steps=5), with_broken, tmp_path / "out", teacher=codec, cpu=True).run(resume=True)
+    assert "2 pictures could not be read, skipped" in caplog.text
+
+
+def test_tensorboard_goes_on_without_a_gap(photos, codec, tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def trainer():
+        return Trainer(recipe(), photos, tmp_path, teacher=codec, cpu=True, tensorboard=True)
+
+    with pytest.raises(RuntimeError, match="gone"):
+        trainer().run(progress=dying_at(6))  # the last snapshot is of step 4
+    trainer().run(resume=True)
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_weights_that_are_not_finite_replace_no_snapshot(photos, codec, tmp_path):
+    run = recipe(optimizer__lr=1e30, run__log_every=0, run__save_every=1, run__save_keep=1)
+    with pytest.raises(InputError, match=r"not finite at step 2, which is not saved: lower optimizer\.lr"):
+        Trainer(run, photos, tmp_path, teacher=codec, cpu=True).run()
+    assert [path.name for path in tmp_path.glob("*")] == ["step-00000001"]  # and no log without a row
+
+
+def test_others_may_read_a_snapshot(photos, codec, tmp_path):
+    Trainer(recipe(run__steps=1), photos, tmp_path, teacher=codec, cpu=True).run()
+    assert len({path.stat().st_mode for path in (tmp_path / "step-00000001").iterdir()}) == 1

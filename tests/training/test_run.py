@@ -90,7 +90,7 @@ def test_bf16_trains_weights_of_fp32(photos, codec, tmp_path):
 
 
 def test_fp16_without_a_gpu_is_refused(photos, codec, tmp_path):
-    with pytest.raises(InputError, match="fp16 needs a GPU; use fp32 or bf16"):
+    with pytest.raises(InputError, match="fp16 needs a GPU; use auto, fp32 or bf16"):
         Trainer(recipe(run__precision="fp16"), photos, tmp_path / "out", teacher=codec, cpu=True)
 
 
@@ -120,17 +120,6 @@ def test_a_teacher_that_does_not_fit_is_refused(photos, tmp_path):
     other = PatchCodec(PatchNet(PatchNetConfig(channels=7, patch=4, width=4, blocks=0, detail=2, detail_blocks=0)))
     with pytest.raises(InputError, match="7 channels"):
         Trainer(recipe(), photos, tmp_path / "out", teacher=other, cpu=True)
-
-
-def test_dry_run_of_an_uplift_with_the_folder_in_the_recipe(photos, tmp_path):
-    words = ["train", "uplift-mini", "--dry-run", "--cpu", "--out", tmp_path / "out"]
-    for change in ("data.size=64", "data.batch=1", "model.linear_start=false", "run.precision=fp32"):
-        words += ["--set", change]
-    done = command(*words, "--set", f"data.folder={photos}", "--set", f"data.cache={tmp_path / 'cache'}")
-    assert done.exit_code == 0, done.exception
-    assert "8,500" in done.stdout and not list(tmp_path.iterdir())
-    done = command(*words)
-    assert done.exit_code == 1 and "data.folder" in str(done.exception)
 
 
 # -- the optimizer -------------------------------------------------------------------------------------------------
@@ -213,6 +202,11 @@ def test_the_log_has_the_mean_of_an_interval_and_a_listener_hears_every_step(pho
         [heard[3].images_per_second, heard[5].images_per_second], rel=0.01)
 
 
+def test_no_interval_is_no_row_but_the_last(photos, codec, tmp_path):
+    Trainer(recipe(run__log_every=0), photos, tmp_path, teacher=codec, cpu=True).run()
+    assert [row["step"] for row in logged(tmp_path)] == ["6"]
+
+
 def test_speed_and_time_left_are_those_of_the_clock(photos, codec, tmp_path):
     """Two pictures a step, and a step that is made to take 0.1 s: at most 20 pictures a second, at least 0.1 s for each
     step that is left."""
@@ -262,10 +256,14 @@ def test_a_preview_has_a_row_a_photo_and_a_column_a_method(photos, codec, tmp_pa
             assert title.min() < 64 and title.max() == 255  # black on white
 
 
-@pytest.mark.parametrize("every, steps", [(2, [2, 4, 5]), (0, [])])
+@pytest.mark.parametrize("every, steps", [(2, [2, 4, 5]), (5, [5]), (0, [])])
 def test_previews_come_at_their_interval_and_change_nothing(photos, codec, tmp_path, every, steps):
     run = recipe(run__steps=5, run__preview_every=every, run__preview_photos=1)
-    path = Trainer(run, photos, tmp_path / "out", teacher=codec, cpu=True).run()
+    trainer = Trainer(run, photos, tmp_path / "out", teacher=codec, cpu=True)
+    draw, drawn = trainer.task.preview, []
+    trainer.task.preview = lambda network, images, path: (drawn.append(path), draw(network, images, path))
+    path = trainer.run()
+    assert len(drawn) == len(steps)
     assert sorted(p.name for p in tmp_path.rglob("previews/*")) == [f"step-{step:08d}.png" for step in steps]
     plain = Trainer(recipe(run__steps=5), photos, tmp_path / "plain", teacher=codec, cpu=True).run()
     assert same(path, plain)

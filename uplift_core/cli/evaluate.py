@@ -12,9 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from ..errors import InputError
 from ..loading import load
+from ..registry import default_model
 from ..vae import load_vae
+from .pairs import check_names, check_spaces, vae_for
 
 evaluation = typer.Typer(no_args_is_help=True, help="Measure quality against originals.")
 
@@ -41,13 +42,14 @@ def sr(
     from ..evaluation import METHODS, evaluate_sr
     from ..training.preview import sheet
 
-    net = load(model or "auto", device=device)
-    where = next(net.parameters()).device
-    space = net.config.latent_space
-    if not vae and not space:
-        raise InputError("the model file does not say which latents it enlarges; name a VAE with --vae")
-    codec = load_vae(vae or space, device=where)
     console = Console(stderr=True)
+    named, reason = (model, "") if model not in ("", "auto") else default_model()
+    if reason:
+        console.print(f"[yellow]note:[/] {reason}", highlight=False)
+    check_names(named, vae, reason)
+    net = load(named, device=device)
+    codec = load_vae(vae_for(net.config.latent_space, vae, reason), device=next(net.parameters()).device)
+    check_spaces(net.config.latent_space, codec.latent_space, reason)
     results: list[dict[str, Any]] = []
     with console.status("") as status:
         for factor in scale:
@@ -76,5 +78,5 @@ def sr(
                 Console().print(lines, highlight=False)
             results.append(result.to_dict())
     if out:
-        out.write_text(json.dumps({"data": data, "crop": crop, "seed": seed, "model": model, "results": results},
+        out.write_text(json.dumps({"data": data, "crop": crop, "seed": seed, "model": named, "results": results},
                                   indent=1), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, Optional
 
@@ -9,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from ..errors import Cancelled, ConfigError, InputError, MissingExtra
+from ..memory import free_memory
 
 _RECIPE = typer.Argument(metavar="CONFIG", help="A recipe file (YAML) or the name of one that comes with uplift.")
 _DATA = typer.Option(None, "--data", help="Folder of pictures, searched recursively; default: the recipe's "
@@ -30,7 +31,8 @@ def train(config: str = _RECIPE, data: Optional[Path] = _DATA, out: Optional[Pat
           dry_run: bool = _DRY, changes: list[str] = _SET, cpu: bool = _CPU, threads: int = _THREADS,
           tensorboard: bool = _BOARD) -> None:
     """Train an UPLiFT for a VAE's latents or a backbone's features. For several GPUs: accelerate launch -m
-    uplift_core.cli train CONFIG ..."""
+    uplift_core.cli train CONFIG ...; for two processes on a CPU: torchrun --nproc-per-node 2 -m uplift_core.cli train
+    CONFIG --cpu ..."""
     _run(config, data, out, resume, dry_run, changes, cpu, threads, tensorboard, codec=False)
 
 
@@ -46,8 +48,6 @@ def _run(config: str, data: Path | None, out: Path | None, resume: bool, dry_run
     import torch
 
     from ..training import Trainer, load_recipe
-    from ..training.plan import make_plan
-
     recipe = load_recipe(config, _changes(changes))
     if recipe.is_codec != codec:
         kind, command = ("a codec", "train-vae") if recipe.is_codec else ("an UPLiFT", "train")
@@ -61,7 +61,7 @@ def _run(config: str, data: Path | None, out: Path | None, resume: bool, dry_run
     trainer = Trainer(recipe, data, folder, cpu=cpu, tensorboard=tensorboard)
     console = Console(stderr=True)
     if dry_run:
-        _show(make_plan(trainer), trainer.device)
+        _show(trainer)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("left {task.fields[left]}"))
@@ -72,8 +72,11 @@ def _run(config: str, data: Path | None, out: Path | None, resume: bool, dry_run
                 task, completed=p.step, left=_time(p.seconds_left),
                 description=f"{recipe.name}  loss {p.loss:.4g}  {p.images_per_second:.1f} images/s"))
     except KeyboardInterrupt:
-        console.print(f"[yellow]stopped[/]; go on with: uplift {'train-vae' if codec else 'train'} {escape(config)} "
-                      f"--data {escape(str(data))} --out {escape(str(folder))} --resume")
+        words = ["uplift", "train-vae" if codec else "train", config, "--data", str(data), "--out", str(folder)]
+        words += [word for change in changes for word in ("--set", change)]
+        words += ["--cpu"] * cpu + ["--threads", str(threads)] * bool(threads) + ["--tensorboard"] * tensorboard
+        console.print(f"[yellow]stopped[/]; go on with: {escape(shlex.join([*words, '--resume']))}", soft_wrap=True,
+                      highlight=False)
         raise typer.Exit(130) from None
     except Cancelled as stop:
         console.print(str(stop))
@@ -99,17 +102,37 @@ def _changes(words: list[str]) -> dict[str, Any]:
     return changes
 
 
-def _show(plan: Any, device: Any) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
+def _show(trainer: Any) -> None:
+    """The plan, line by line as it gets known: what is counted before what is tried."""
+    from ..training.plan import look, make_plan, try_steps
+
+    console, device = Console(), trainer.device
+
+    def tell(name: str, value: str) -> None:
+        console.print(f"{name:<19} {escape(value)}", highlight=False, soft_wrap=True)
+
+    plan = make_plan(trainer)
     for name, value in plan.description.items():
-        table.add_row(name, escape(value))
-    table.add_row("trained parameters", f"{plan.parameters:,}")
-    table.add_row("pictures", f"{plan.pictures:,}")
-    table.add_row("steps", f"{plan.steps:,}")
-    table.add_row("time per step", f"{plan.seconds_per_step:.2f} s on {device} (measured), in all "
-                  f"{_time(plan.seconds)}")
-    table.add_row("memory", f"{plan.memory_bytes / 2**30:.2f} GB (measured peak)")
-    Console().print(table, highlight=False)
+        tell(name, value)
+    tell("trained parameters", f"{plan.parameters:,}")
+    seen = look(trainer)
+    of = "all" if seen.read == plan.pictures else f"{seen.read:,}"
+    wrong = f"{len(seen.broken)} cannot be; the first: {seen.broken[0]}" if seen.broken else "all can be"
+    tell("pictures", f"{plan.pictures:,} (of {of} read now, {wrong})")
+    tell("steps", f"{plan.steps:,}")
+    free = free_memory(device)
+    tell("memory", f"about {_gb(plan.memory_bytes)} (estimated); {_gb(free)} free on {device}")
+    if plan.more_bytes > free:
+        tell("time per step", "not tried: it would not fit; lower data.batch or data.size")
+        return
+    trial = try_steps(trainer)
+    tell("", f"{_gb(trial.memory_bytes)} (measured peak)")
+    tell("time per step", f"{trial.seconds_per_step:.2f} s on {device} (measured), in all "
+         f"{_time(plan.steps * trial.seconds_per_step)}")
+
+
+def _gb(size: int) -> str:
+    return f"{size / 2**30:.2f} GB"
 
 
 def _time(seconds: float) -> str:

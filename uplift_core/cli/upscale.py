@@ -24,8 +24,8 @@ from ..pictures import upscale_picture
 from ..registry import default_model
 from ..upscaling import check_options, parse_tile, pins_pixels
 from ..vae import load_vae
-from ..vae.spaces import LATENT_SPACES
 from ..version import __version__
+from .pairs import check_names, check_spaces, vae_for
 
 
 @dataclass
@@ -71,9 +71,12 @@ def upscale(
     named, reason = default_model() if model == "auto" else (model, "")
     if reason:
         console.print(f"[yellow]note:[/] {reason}", highlight=False)
+    check_names(named, vae, reason)
     net = load(named, device=device, dtype=dtype, offline=offline or None)
     parameter = next(net.parameters())
-    codec = load_vae(vae or _default_vae(net.config.latent_space), device=parameter.device, dtype=parameter.dtype)
+    codec = load_vae(vae_for(net.config.latent_space, vae, reason), device=parameter.device, dtype=parameter.dtype,
+                     offline=offline or None)
+    check_spaces(net.config.latent_space, codec.latent_space, reason)
     if consistency is None:
         consistency = pins_pixels(net)
     settings = {"version": __version__, "model": named, "vae": vae or net.config.latent_space, "scale": scale,
@@ -101,14 +104,6 @@ def upscale(
         raise typer.Exit(130)
     if any(row.error for row in rows):
         raise typer.Exit(1)
-
-
-def _default_vae(space: str) -> str:
-    if not space:
-        raise InputError("the model file does not say which latents it enlarges; name a VAE with --vae")
-    if space not in LATENT_SPACES:
-        raise InputError(f"the model enlarges latents of '{space}'; name the VAE that it was trained with, with --vae")
-    return space
 
 
 def _targets(found: list[tuple[Path, Path]], out: Path | None, scale: float) -> list[tuple[Path, Path]]:

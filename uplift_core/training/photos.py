@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,8 +47,7 @@ class Photos(Dataset):
     def __init__(self, folder: Path, part: DataPart, seed: int, keep_bytes: int = 0):
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder; expected one with pictures")
-        self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in READABLE and p.is_file()
-                            and not any(name.startswith(".") for name in p.relative_to(folder).parts))
+        self.files = sorted(_pictures(folder))
         if not self.files:
             raise InputError(f"{folder}: no pictures in this folder")
         self.folder, self.part, self.seed = folder, part, seed
@@ -57,11 +58,25 @@ class Photos(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the names of the pictures and the sizes of their files: another means other crops."""
+        names = (f"{path.relative_to(self.folder).as_posix()}:{path.stat().st_size}" for path in self.files)
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
+
     def _index(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, len(self.files))
         if epoch not in self._orders:
             self._orders = {epoch: np.random.default_rng((self.seed, epoch)).permutation(len(self.files))}
         return epoch, int(self._orders[epoch][place])
+
+    def unreadable(self, position: int) -> str:
+        """What is wrong with the picture at this place of the order; empty if nothing is."""
+        try:
+            self._pixels(self._index(position)[1])
+        except UpliftError as error:
+            return str(error)
+        return ""
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         broken: list[str] = []
@@ -74,7 +89,9 @@ class Photos(Dataset):
                 broken.append(str(error))
                 continue
             repeat = epoch % self.part.crops_per_photo if self.part.crops_per_photo else epoch
-            crop = self._crop(pixels.shape[0], pixels.shape[1], np.random.default_rng((self.seed, chosen, repeat)))
+            instead = (index + 1,) if attempt else ()  # or the neighbour's own crop would come twice in an epoch
+            rng = np.random.default_rng((self.seed, chosen, repeat, *instead))
+            crop = self._crop(pixels.shape[0], pixels.shape[1], rng)
             key = f"{content}:{self.part.size}:{self.part.zoom:g}:{crop}"
             return {"image": _cut(pixels, crop, self.part.size), "key": key, "broken": "\n".join(broken)}
         raise InputError(f"{self.folder}: {len(broken)} pictures in a row cannot be read; the first: {broken[0]}")
@@ -114,6 +131,18 @@ class Photos(Dataset):
             top, left = int(rng.integers(spare[0] + 1)), int(rng.integers(spare[1] + 1))
         mirror = bool(part.flips and rng.integers(2))
         return Crop(size, top, left, mirror, int(rng.integers(4)) if part.turns else 0)
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    """Below the folder and what is linked into it; a folder that is linked twice, or into itself, counts once."""
+    walked = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in walked else sorted(name for name in folders if not name.startswith("."))
+        if real not in walked:
+            found = (Path(place, name) for name in names if not name.startswith("."))
+            yield from (path for path in found if path.suffix.lower() in READABLE and path.is_file())
+        walked.add(real)
 
 
 def _cut(pixels: np.ndarray, crop: Crop, side: int) -> Tensor:

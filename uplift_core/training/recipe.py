@@ -16,7 +16,7 @@ from ..vae.patchnet import PatchNetConfig
 from ..vae.spaces import LATENT_SPACES
 
 LOSSES = ("l2", "l1", "log", "cosine")
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,10 @@ class OptimizerPart:
 
 @dataclass(frozen=True)
 class RunPart:
-    """``steps``, or ``epochs`` where steps is 0. Intervals in steps, 0 for never; ``save_keep``: snapshots kept."""
+    """``steps``, or ``epochs`` where steps is 0. Intervals in steps, 0 for never; ``save_keep``: snapshots kept.
+
+    ``precision``: fp32, or mixed: fp16, bf16, or auto for one of them on a GPU that is quick in it, fp32 elsewhere.
+    """
 
     steps: int = 0
     epochs: float = 0.0
@@ -185,14 +188,22 @@ def _check(recipe: Recipe) -> None:
 
     need(recipe.loss in LOSSES, f"loss is {recipe.loss!r}; expected one of {', '.join(LOSSES)}")
     need(run.precision in PRECISIONS, f"run.precision is {run.precision!r}; expected one of {', '.join(PRECISIONS)}")
-    need(run.steps > 0 or run.epochs > 0, "set run.steps or run.epochs")
+    need(run.steps >= 0 and run.epochs >= 0 and (run.steps > 0 or run.epochs > 0), "set run.steps or run.epochs")
+    need(min(run.log_every, run.preview_every, run.preview_photos, run.save_every) >= 0, "run.log_every, "
+         "preview_every, preview_photos and save_every must be at least 0")
+    need(run.save_keep >= 1, f"run.save_keep is {run.save_keep}; expected at least 1")
+    need(run.seed >= 0, f"run.seed is {run.seed}; expected at least 0")
+    need(recipe.latents.augment >= 0, f"latents.augment is {recipe.latents.augment}; expected at least 0")
     need(recipe.loss_floor > 0, f"loss_floor is {recipe.loss_floor}; expected above 0")
     need(data.batch > 0 and data.size > 0, "data.size and data.batch must be at least 1")
     need(data.crop in ("random", "center"), f"data.crop is {data.crop!r}; expected random or center")
+    need(min(data.workers, data.crops_per_photo) >= 0, "data.workers and data.crops_per_photo must be at least 0")
     need(data.zoom >= 1, f"data.zoom is {data.zoom}; expected at least 1")
     need(0 <= data.guides_decoded <= 1, f"data.guides_decoded is {data.guides_decoded}; expected 0 to 1")
     need(optimizer.name in ("adam", "adamw"), f"optimizer.name is {optimizer.name!r}; expected adam or adamw")
     need(optimizer.lr > 0, f"optimizer.lr is {optimizer.lr}; expected above 0")
+    need(min(optimizer.warmup, optimizer.clip, optimizer.weight_decay) >= 0, "optimizer.warmup, clip and weight_decay "
+         "must be at least 0")
     need(0 <= optimizer.decay <= 1, f"optimizer.decay is {optimizer.decay}; expected 0 to 1")
     need(0 <= optimizer.ema < 1, f"optimizer.ema is {optimizer.ema}; expected at least 0 and below 1")
     if part := recipe.autoencoder:
@@ -299,6 +310,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
             return float(value)  # YAML takes 1e-3 for text
         except ValueError:
             pass
+    if kind is str and value is None:
+        return ""  # "cache:" in YAML
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

@@ -30,6 +30,7 @@ def write(folder: Path, step: int, save_model: Callable[[Path], None], tensors: 
         part.mkdir(parents=True)
         save_model(part / WEIGHTS)
         safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part / STATE)
+        (part / STATE).chmod((part / WEIGHTS).stat().st_mode & 0o777)  # safetensors would let nobody else read it
         (part / NOTES).write_text(json.dumps({"step": step, **notes}, indent=1), encoding="utf-8")
         for file in part.iterdir():
             with file.open("r+b") as opened:  # Windows flushes only what may be written

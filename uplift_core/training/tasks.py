@@ -18,7 +18,7 @@ from ..config import ModelConfig
 from ..errors import InputError
 from ..loading import load
 from ..model import UPLiFT, imagenet_normalise
-from ..vae import Codec, check_pair, load_vae
+from ..vae import LATENT_SPACES, Codec, check_pair, load_vae
 from ..vae.building import autoencoder
 from ..vae.codec import ModuleCodec, PatchCodec, TinyCodec
 from ..vae.patchnet import BlockStatistics, PatchNet
@@ -47,6 +47,9 @@ class Task(Protocol):
     def inputs(self, images: Tensor, keys: list[str], seed: int, device: torch.device, *, cached: bool = True
                ) -> tuple[Any, ...]:
         """What the objective takes, for pictures ``b 3 S S`` in [0, 1]."""
+
+    def blank_inputs(self) -> tuple[Any, ...]:
+        """The same on the meta device, in the recipe's sizes: shapes without values."""
 
     def save(self, state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None: ...
 
@@ -88,7 +91,8 @@ class UpliftTask:
         if self.backbone:
             config = replace(config, image_norm="imagenet")  # as the published models: whatever the backbone reads
         if not config.latent_space:
-            space = self.vae.latent_space if self.vae else self.backbone.latent_space  # type: ignore[union-attr]
+            space = self.vae.latent_space if self.vae else (
+                self.backbone.latent_space or self.backbone.name)  # type: ignore[union-attr]
             config = replace(config, latent_space=space)
         return config
 
@@ -100,6 +104,9 @@ class UpliftTask:
                                  f"model takes {config.channels}, patch {config.patch}")
             return
         assert self.backbone is not None
+        if config.latent_space in LATENT_SPACES:
+            raise InputError(f"model.latent_space is '{config.latent_space}', which is of a VAE, and the teacher is "
+                             f"the backbone {self.backbone.name}; leave it empty")
         if (config.channels, config.patch) != (self.backbone.channels, self.backbone.patch):
             raise InputError(f"{self.backbone.name} gives {self.backbone.channels} channels of patch "
                              f"{self.backbone.patch}; the model takes {config.channels} of patch {config.patch}")
@@ -164,6 +171,13 @@ class UpliftTask:
             maps = [self._encoded(image, keys if cached else [], level) for level, image in enumerate(sizes)]
             guides = [g.contiguous(memory_format=torch.channels_last) for g in self._guides(sizes, maps, seed)]
         return guides, maps, seed
+
+    def blank_inputs(self) -> tuple[Any, ...]:
+        data, config = self.recipe.data, self.network.config
+        sides = [data.size >> level for level in range(max(data.depths) + 1)]
+        guides = [_blank(data.batch, 3, side, side) for side in sides]
+        maps = [_blank(data.batch, config.channels, side // config.patch, side // config.patch) for side in sides]
+        return guides, maps, 0
 
     def _guides(self, sizes: list[Tensor], maps: list[Tensor], seed: int) -> list[Tensor]:
         if self.backbone:
@@ -279,6 +293,11 @@ class CodecTask:
         with torch.no_grad():
             return images, self.network.encode(images), seed
 
+    def blank_inputs(self) -> tuple[Any, ...]:
+        data, config = self.recipe.data, self.network.config
+        side = data.size // config.patch
+        return _blank(data.batch, 3, data.size, data.size), _blank(data.batch, config.channels, side, side), 0
+
     def save(self, state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
         checkpoints.write_safetensors(state, path, {**self.network.config.to_metadata(), "latent_space": self.space,
                                                     **metadata})
@@ -353,6 +372,10 @@ class AutoencoderTask:
                ) -> tuple[Any, ...]:
         return images.to(device).contiguous(memory_format=torch.channels_last), seed
 
+    def blank_inputs(self) -> tuple[Any, ...]:
+        data = self.recipe.data
+        return _blank(data.batch, 3, data.size, data.size), 0
+
     def save(self, state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
         checkpoints.write_safetensors(state, path, {"format": "pt", "latent_space": self.part.latent_space, **metadata})
 
@@ -369,6 +392,10 @@ class AutoencoderTask:
     def describe(self) -> dict[str, str]:
         return {"trains": f"AutoencoderTiny, {self.part}",
                 "crops": f"{self.recipe.data.size} px, batch {self.recipe.data.batch}"}
+
+
+def _blank(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
 
 
 def shapes(module: nn.Module) -> dict[str, torch.Size]:

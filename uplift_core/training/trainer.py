@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..devices import DTYPES, choose_dtype
 from ..errors import Cancelled, InputError, MissingExtra, UpliftError
 from ..memory import parse_bytes
 from ..version import __version__
@@ -26,6 +27,7 @@ from .recipe import Recipe
 from .tasks import AutoencoderTask, CodecTask, UpliftTask, make_task
 
 log = logging.getLogger(__name__)
+_CURES = "lower optimizer.lr, set optimizer.clip, or use run.precision fp32 or bf16"
 COLUMNS = ("step", "loss", "rate", "grad_norm", "images_per_second")
 
 
@@ -49,7 +51,8 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, data: Path, out: Path, *, teacher: Any = None, cpu: bool = False,
                  tensorboard: bool = False):
-        self.accelerator = _accelerator(recipe.run.precision, cpu)
+        self.precision = _precision(recipe.run.precision, cpu)
+        self.accelerator = _accelerator(self.precision, cpu)
         self.recipe, self.out = recipe, out
         self.device = self.accelerator.device
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -61,6 +64,7 @@ class Trainer:
         if tensorboard:
             _summary_writer()
         self.broken: dict[str, None] = {}
+        self._mean = _Mean()
         self.ema: dict[str, Tensor] = {}
 
     @property
@@ -77,8 +81,17 @@ class Trainer:
         """Train to the end; returns the weights file. Raises InputError, CheckpointError, Cancelled.
 
         should_stop: asked before every step. Of several processes either all have it or none; one that says yes stops
-        all of them.
+        all of them. However it ends, pictures that could not be read are counted in the log.
         """
+        try:
+            return self._run(resume, progress, should_stop)
+        finally:
+            if self.broken and self.accelerator.is_main_process:
+                log.warning("%d picture%s could not be read, skipped; the first: %s", len(self.broken),
+                            "s" * (len(self.broken) > 1), next(iter(self.broken)))
+
+    def _run(self, resume: bool, progress: Callable[[Progress], None] | None,
+             should_stop: Callable[[], bool] | None) -> Path:
         last = self._last_snapshot(resume)
         first_step = 0
         notes: dict[str, Any] = {}
@@ -87,6 +100,11 @@ class Trainer:
             notes, tensors = snapshots.read(last)
             self._check_same_recipe(notes, last)
             first_step = int(notes["step"])
+            if first_step > self.steps:
+                raise InputError(f"{last} is at step {first_step} already and the run is to end at {self.steps}: raise "
+                                 "run.steps (or run.epochs), or use another --out")
+            self.broken.update(dict.fromkeys(notes.get("broken", ())))
+            self._mean = _Mean(*notes.get("mean", ()))
             self.task.load(last / snapshots.WEIGHTS)
         else:
             self.task.prepare(self._first_images)
@@ -116,7 +134,6 @@ class Trainer:
         loader = DataLoader(self.photos, self.recipe.data.batch, sampler=positions, num_workers=workers,
                             drop_last=True, persistent_workers=False, pin_memory=self.device.type == "cuda",
                             multiprocessing_context=context)
-        losses: list[Tensor] = []
         begun, counted = time.perf_counter(), 0
         try:
             for step, batch in enumerate(_batches(loader), first_step):
@@ -134,23 +151,22 @@ class Trainer:
                 norm = self._clip(network)
                 optimizer.step()
                 self._average(network, step)
-                losses.append(loss.detach())
+                self._mean.add(loss.detach())
                 counted += len(batch["image"]) * self.world
                 done = step + 1
                 speed = counted / (time.perf_counter() - begun)
                 if progress is not None:
                     left = (self.steps - done) * (time.perf_counter() - begun) / (done - first_step)
                     progress(Progress(done, self.steps, float(loss.detach()), speed, left))
-                if writer and (done % max(1, run.log_every) == 0 or done == self.steps):
-                    mean = float(torch.stack(losses).mean())
+                if (run.log_every and done % run.log_every == 0) or done == self.steps:
+                    mean = self._mean.take()
                     if not math.isfinite(mean):
-                        raise InputError(f"the loss is {mean} at step {done}: lower optimizer.lr, set optimizer.clip, "
-                                         "or use run.precision fp32 or bf16")
-                    writer.row(done, mean, rate, norm, speed)
-                    losses = []
+                        raise InputError(f"the loss is {mean} at step {done}: {_CURES}")
+                    if writer:
+                        writer.row(done, mean, rate, norm, speed)
                 if run.save_every and done % run.save_every == 0 and done < self.steps:
                     self._save(optimizer, done)
-                if run.preview_every and done % run.preview_every == 0:
+                if run.preview_every and done % run.preview_every == 0 and done < self.steps:
                     self._preview(done)
             self._save(optimizer, self.steps)
         finally:
@@ -159,17 +175,10 @@ class Trainer:
 
     def _finish(self) -> Path:
         path = self.out / f"{self.recipe.name}.safetensors"
-        if self.world > 1:
-            from accelerate.utils import gather_object
-
-            self.broken = dict.fromkeys(gather_object(list(self.broken)))
         if self.accelerator.is_main_process:
             self.task.save(self._best_state(), path, self._metadata(self.steps))
             if self.recipe.run.preview_every:
                 self._preview(self.steps)
-            if self.broken:
-                log.warning("%d pictures could not be read and were skipped; the first: %s", len(self.broken),
-                            next(iter(self.broken)))
         self.accelerator.wait_for_everyone()
         return path
 
@@ -189,16 +198,26 @@ class Trainer:
 
     def _check_same_recipe(self, notes: dict[str, Any], snapshot: Path) -> None:
         theirs, ours = notes["recipe"], self.recipe.to_dict()
-        for recipe in (theirs, ours):  # of the run, what changes the numbers; its length may be changed
-            recipe["run"] = {name: recipe["run"].get(name) for name in ("seed", "precision")}
+        for recipe, precision in ((theirs, notes.get("precision")), (ours, self.precision)):
+            # of the run, what changes the numbers; its length may be changed
+            recipe["run"] = {"seed": recipe["run"].get("seed"), "precision": precision or recipe["run"]["precision"]}
         for part in ("model", "teacher", "codec", "autoencoder", "data", "latents", "optimizer", "run", "loss",
                      "loss_floor"):
             if _plain(theirs.get(part)) != _plain(ours.get(part)):
                 raise InputError(f"{snapshot} was made with another recipe: '{part}' differs. Use the same recipe, or "
                                  "another --out")
-        if self.accelerator.is_main_process and notes.get("processes", self.world) != self.world:
+        if not self.accelerator.is_main_process:
+            return
+        if notes.get("processes", self.world) != self.world:
             log.warning("%s was made by %d processes, now there are %d: from here on other crops are seen", snapshot,
                         notes["processes"], self.world)
+        theirs, ours = notes.get("pictures"), self._pictures()
+        if theirs and theirs != ours:
+            log.warning("%s was made with other pictures (%d, now %d in %s): from here on other crops are seen",
+                        snapshot, theirs["count"], ours["count"], self.photos.folder)
+
+    def _pictures(self) -> dict[str, Any]:
+        return {"count": len(self.photos), "digest": self.photos.digest}
 
     def _any(self, asked: bool) -> bool:
         """Whether any process asks; each hears the same, or the others would wait for it for ever."""
@@ -252,14 +271,23 @@ class Trainer:
         return {"trained_with": f"uplift {__version__}", "recipe": self.recipe.name, "step": str(step)}
 
     def _save(self, optimizer: Any, step: int) -> None:
+        if self.world > 1:
+            from accelerate.utils import gather_object
+
+            self.broken = dict.fromkeys(gather_object(list(self.broken)))
         if self.accelerator.is_main_process:
             tensors, plain = snapshots.pack_optimizer(getattr(optimizer, "optimizer", optimizer))
             tensors |= {f"weight.{name}": value for name, value in self.task.network.state_dict().items()}
             tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
+            if bad := next((name for name, value in tensors.items() if not value.isfinite().all()), ""):
+                raise InputError(f"{bad} is not finite at step {step}, which is not saved: {_CURES}; --resume goes on "
+                                 "from the last snapshot")
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+            notes = {"recipe": self.recipe.to_dict(), "optimizer": plain, "scaler": scaler, "precision": self.precision,
+                     "processes": self.world, "pictures": self._pictures(), "broken": list(self.broken),
+                     "mean": self._mean.state()}
             snapshots.write(self.out, step, lambda path: self.task.save(self._best_state(), path, self._metadata(step)),
-                            tensors, {"recipe": self.recipe.to_dict(), "optimizer": plain, "scaler": scaler,
-                                      "processes": self.world}, self.recipe.run.save_keep)
+                            tensors, notes, self.recipe.run.save_keep)
         self.accelerator.wait_for_everyone()
 
     def _preview(self, step: int) -> None:
@@ -278,16 +306,26 @@ class Trainer:
             self.task.objective.train()
 
 
-def _accelerator(precision: str, cpu: bool) -> Any:
+def _precision(asked: str, cpu: bool) -> str:
+    """What "auto" means on the device of the run: bf16 or fp16 where it is quick, else fp32."""
     try:
-        from accelerate import Accelerator, PartialState
-        from accelerate.state import AcceleratorState
-        from accelerate.utils import DistributedDataParallelKwargs
+        from accelerate import PartialState
     except ImportError:
         raise MissingExtra("accelerate", "train", "Training") from None
-    if precision == "fp16" and PartialState(cpu=cpu).device.type == "cpu":
+    device = PartialState(cpu=cpu).device
+    if asked == "fp16" and device.type == "cpu":
         # Some versions of accelerate would go on in fp32 and say nothing.
-        raise InputError("run.precision fp16 needs a GPU; use fp32 or bf16")
+        raise InputError("run.precision fp16 needs a GPU; use auto, fp32 or bf16")
+    if asked != "auto":
+        return asked
+    return next(name for name in ("fp32", "fp16", "bf16") if DTYPES[name] == choose_dtype("auto", device))
+
+
+def _accelerator(precision: str, cpu: bool) -> Any:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
+
     wanted = "no" if precision == "fp32" else precision
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
         AcceleratorState._reset_state()  # of a run before in this process; accelerate refuses another precision
@@ -314,6 +352,25 @@ def _summary_writer() -> Any:
     return SummaryWriter
 
 
+class _Mean:
+    """Of the losses since the last row of the log. It stays on the device until it is asked for."""
+
+    def __init__(self, total: float = 0.0, count: int = 0):
+        self._total: float | Tensor = total
+        self._count = count
+
+    def add(self, loss: Tensor) -> None:
+        self._total, self._count = self._total + loss.float(), self._count + 1
+
+    def take(self) -> float:
+        mean = float(self._total) / max(1, self._count)
+        self._total, self._count = 0.0, 0
+        return mean
+
+    def state(self) -> tuple[float, int]:
+        return float(self._total), self._count
+
+
 class _Log:
     """``log.csv``, cut back to where a resumed run goes on, and TensorBoard beside it when wanted."""
 
@@ -329,19 +386,23 @@ class _Log:
             csv.writer(file).writerows([COLUMNS, *rows])
         part.replace(path)
         self.file = path.open("a", newline="", encoding="utf-8")
+        self.empty = not rows
         self.board = None
         if tensorboard:
-            self.board = _summary_writer()(str(out / "tensorboard"), purge_step=first_step)
+            self.board = _summary_writer()(str(out / "tensorboard"), purge_step=first_step + 1)
 
     def row(self, step: int, loss: float, rate: float, norm: float, speed: float) -> None:
         csv.writer(self.file).writerow([step, f"{loss:.8g}", f"{rate:.6g}", f"{norm:.4g}", f"{speed:.3g}"])
         self.file.flush()
+        self.empty = False
         if self.board is not None:
             for name, value in (("loss", loss), ("rate", rate), ("grad_norm", norm), ("images_per_second", speed)):
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         self.file.close()
+        if self.empty:
+            Path(self.file.name).unlink(missing_ok=True)
         if self.board is not None:
             self.board.close()
 

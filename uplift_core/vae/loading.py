@@ -56,8 +56,18 @@ _HINTS = tuple((re.compile(pattern), space) for pattern, space in (
     (r"sd_?v?1|sd_?v?2|stable-diffusion-v?[12]|840000|560000", "sd15")))
 
 
+def named_space(name: str) -> str:
+    """The latent space of a VAE of that name, known before anything is looked for; empty for files and others."""
+    if Path(name).expanduser().exists():
+        return ""
+    if name == BUNDLED_VAE or (name in ALIASES and name in LATENT_SPACES):
+        return name
+    return {"taesd": "sd15", "taesdxl": "sdxl"}.get(name, "")
+
+
 def load_vae(name_or_path: str | os.PathLike[str], *, device: str | torch.device = "cpu",
-             dtype: str | torch.dtype = torch.float32, latent_space: str | None = None) -> Codec:
+             dtype: str | torch.dtype = torch.float32, latent_space: str | None = None,
+             offline: bool | None = None) -> Codec:
     """A codec from a file, a folder or the hub.
 
     - a file (``.safetensors``, or a torch file without code): a full Stable Diffusion checkpoint, a VAE alone in LDM
@@ -68,7 +78,7 @@ def load_vae(name_or_path: str | os.PathLike[str], *, device: str | torch.device
 
     ``latent_space``: one of LATENT_SPACES, for files that do not tell; the VAEs of SD1.5 and SDXL look alike. Four
     channels without any sign are taken for ``sd15``. For a VAE of one's own, of any channels, a name that begins with
-    ``own``.
+    ``own``. ``offline`` True never asks the hub, None leaves it to HF_HUB_OFFLINE.
 
     Raises CheckpointError naming the file and the first thing that does not fit, DownloadError, InputError,
     MissingExtra without diffusers.
@@ -82,11 +92,11 @@ def load_vae(name_or_path: str | os.PathLike[str], *, device: str | torch.device
     if name == BUNDLED_VAE and not path.is_file():
         found = from_file(asset("tiny-vae.safetensors"), latent_space)
     elif name in ALIASES and not path.is_file():
-        found = from_hub(ALIASES[name], latent_space)
+        found = from_hub(ALIASES[name], latent_space, offline=bool(offline))
     elif path.is_dir():
         found = from_folder(path, latent_space)
     elif not path.exists() and not name.lower().endswith(SUFFIXES) and _HUB_NAME.fullmatch(name):
-        found = from_hub(name, latent_space)
+        found = from_hub(name, latent_space, offline=bool(offline))
     elif not path.exists():
         raise CheckpointError(f"{name} does not exist. Expected a VAE file ({', '.join(SUFFIXES)}), a diffusers "
                               f"folder, {', '.join(ALIASES)}, or owner/name on the Hugging Face hub")
@@ -236,7 +246,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 # -- the hub -------------------------------------------------------------------------------------------------------
 
-def from_hub(name: str, asked: str | None) -> KLCodec | TinyCodec:
+def from_hub(name: str, asked: str | None, *, offline: bool = False) -> KLCodec | TinyCodec:
     """``owner/name[:subfolder]``: from the hub's cache, else downloaded into it."""
     match = _HUB_NAME.fullmatch(name)
     if match is None:
@@ -248,6 +258,8 @@ def from_hub(name: str, asked: str | None) -> KLCodec | TinyCodec:
         config = hub.cached(repo, f"{at}config.json")
         if config and (place or _is_vae(config)) and any(hub.cached(repo, at + weights) for weights in WEIGHTS):
             return from_folder(config.parent, asked, f"{repo} {place}")
+    if offline:
+        raise _out_of_reach(repo, f"{places[-1]}/config.json", "offline mode was asked for")
     for place in places:
         at = f"{place}/" if place else ""
         config = _download(repo, f"{at}config.json")
@@ -286,16 +298,16 @@ def _download(repo: str, filename: str) -> Path | None:
     except EntryNotFoundError as error:
         if not isinstance(error, LocalEntryNotFoundError):
             return None
-        raise _out_of_reach(repo, filename, error) from error
+        raise _out_of_reach(repo, filename, hub.cause(error, _address(repo))) from error
     except Exception as error:  # whatever http library and version huggingface_hub brings
-        raise _out_of_reach(repo, filename, error) from error
+        raise _out_of_reach(repo, filename, hub.cause(error, _address(repo))) from error
 
 
-def _out_of_reach(repo: str, filename: str, error: Exception) -> DownloadError:
+def _out_of_reach(repo: str, filename: str, cause: str) -> DownloadError:
     folder = f"the files of its folder {filename.rpartition('/')[0]}/" if "/" in filename else "its files"
     return DownloadError(
         f"the VAE {repo} is not on this machine and could not be downloaded from {_address(repo)}: "
-        f"{hub.cause(error, _address(repo))}. Pass the path of a VAE file or checkpoint that you have, or get "
+        f"{cause}. Pass the path of a VAE file or checkpoint that you have, or get "
         f"{folder} config.json and {WEIGHTS[0]} with a browser, put both into one folder, and pass that folder's path")
 
 

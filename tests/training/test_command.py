@@ -1,0 +1,115 @@
+"""``uplift train`` as a command: its plan, and how it stops and goes on."""
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from training_runs import command, recipe, same, yaml_file
+from uplift_core.training import Trainer
+from uplift_core.training.plan import make_plan, try_steps
+
+MINI = ("train", "uplift-mini", "--dry-run", "--cpu")
+
+
+def test_dry_run_of_an_uplift_with_the_folder_in_the_recipe(photos, tmp_path):
+    words = [*MINI, "--out", tmp_path / "out"]
+    for change in ("data.size=64", "data.batch=1", "model.linear_start=false"):
+        words += ["--set", change]
+    done = command(*words, "--set", f"data.folder={photos}", "--set", f"data.cache={tmp_path / 'cache'}")
+    assert done.exit_code == 0, done.exception
+    assert "8,500" in done.stdout and not list(tmp_path.iterdir())
+    done = command(*words)
+    assert done.exit_code == 1 and "data.folder" in str(done.exception)
+
+
+def test_dry_run_counts_what_cannot_be_read(with_broken, tmp_path):
+    done = command(*MINI, "--set", "data.size=64", "--set", "data.batch=1", "--data", with_broken)
+    assert done.exit_code == 0, done.exception
+    assert re.search(r"pictures +7 \(of all read now, 2 cannot be; the first: .*(bad\.png|worse\.jpg)", done.stdout)
+
+
+def test_dry_run_of_what_would_not_fit_says_so_before_it_tries(photos):
+    done = command(*MINI, "--data", photos, "--set", "data.size=8192", "--set", "data.batch=64")
+    assert done.exit_code == 0, done.exception
+    assert "1,851,105" in done.stdout and "8,500" in done.stdout
+    assert "not tried: it would not fit; lower data.batch or data.size" in done.stdout
+    assert float(re.search(r"about ([\d.]+) GB \(estimated\)", done.stdout)[1]) > 1000
+
+
+def test_the_estimate_is_near_the_peak(photos, tmp_path):
+    """In a process of its own: here the peak is that of the tests before."""
+    code = f"""
+import torch
+from pathlib import Path
+from uplift_core.training import Trainer, load_recipe
+from uplift_core.training.plan import make_plan, try_steps
+torch.set_num_threads(1)
+recipe = load_recipe("uplift-mini", {{"data.batch": 4, "run.precision": "fp32"}})
+trainer = Trainer(recipe, Path({str(photos)!r}), Path("unused"), cpu=True)
+print(make_plan(trainer).memory_bytes, try_steps(trainer).memory_bytes)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    estimated, measured = map(int, done.stdout.split())
+    assert 0.6 * measured < estimated < 1.5 * measured
+
+
+@pytest.mark.parametrize("kind", ["uplift", "codec"])
+def test_a_plan_computes_nothing_and_grows_with_the_batch(photos, codec, tmp_path, kind):
+    def plan(batch):
+        more = {"codec": {"codec": {"channels": 6, "patch": 4, "width": 8, "detail": 4}}}.get(kind, {})
+        return make_plan(Trainer(recipe(data__batch=batch, **more), photos, tmp_path, cpu=True,
+                                 teacher=codec if kind == "uplift" else None))
+
+    small, large = plan(2), plan(200)
+    assert large.more_bytes > 50 * (small.more_bytes - 16 * small.parameters) and not list(tmp_path.iterdir())
+
+
+def test_precision_auto_is_fp32_on_a_cpu_and_says_so_to_a_run_that_goes_on(photos, codec, tmp_path):
+    for steps, precision in ((2, "auto"), (3, "fp32"), (4, "auto")):
+        trainer = Trainer(recipe(run__steps=steps, run__precision=precision), photos, tmp_path, teacher=codec, cpu=True)
+        assert trainer.precision == "fp32"
+        trainer.run(resume=steps > 2)
+    trainer = Trainer(recipe(run__steps=5, run__precision="bf16"), photos, tmp_path, teacher=codec, cpu=True)
+    with pytest.raises(Exception, match="'run' differs"):
+        trainer.run(resume=True)
+
+
+def test_memory_that_runs_out_in_a_trial_is_one_sentence(photos, codec, tmp_path):
+    trainer = Trainer(recipe(), photos, tmp_path, teacher=codec, cpu=True)
+
+    def full(*given):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes\nat")
+
+    trainer.task.objective.forward = full
+    with pytest.raises(Exception, match=r"not fit into the memory of cpu: lower data\.batch or data\.size \(.*9 b"):
+        try_steps(trainer)
+
+
+def test_ctrl_c_tells_the_command_that_goes_on_to_the_same_result(photos, codec_file, tmp_path):
+    folder = tmp_path / "my run"
+    run = yaml_file(tmp_path / "run.yaml", recipe(teacher__vae=str(codec_file), latents__normalise=False))
+    words = ["train", str(run), "--data", str(photos), "--cpu", "--threads", "1", "--set", "run.steps=40",
+             "--set", "data.crop=center"]
+    assert command(*words, "--out", tmp_path / "whole").exit_code == 0
+    with (tmp_path / "said").open("w+") as said:
+        going = subprocess.Popen([sys.executable, "-m", "uplift_core.cli", *words, "--out", str(folder)], stderr=said)
+        try:
+            until = time.monotonic() + 120
+            while not list(folder.glob("step-*")) and time.monotonic() < until:
+                time.sleep(0.02)
+            going.send_signal(signal.SIGINT)
+            assert going.wait(60) == 130
+        finally:
+            going.kill()
+        said.seek(0)
+        hint = said.read().partition("go on with: ")[2].strip()
+    assert not (folder / "small.safetensors").exists()
+    _, *again = shlex.split(hint)
+    done = command(*again)
+    assert done.exit_code == 0, done.exception
+    assert same(folder / "small.safetensors", tmp_path / "whole" / "small.safetensors")
