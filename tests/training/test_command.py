@@ -75,7 +75,7 @@ def test_precision_auto_is_fp32_on_a_cpu_and_says_so_to_a_run_that_goes_on(photo
         assert trainer.precision == "fp32"
         trainer.run(resume=steps > 2)
     trainer = Trainer(recipe(run__steps=5, run__precision="bf16"), photos, tmp_path, teacher=codec, cpu=True)
-    with pytest.raises(Exception, match="'run' differs"):
+    with pytest.raises(Exception, match="run.precision was 'fp32' and is 'bf16'"):
         trainer.run(resume=True)
 
 

@@ -73,9 +73,12 @@ def test_a_stopped_run_goes_on(photos, codec, tmp_path):
     first = Trainer(recipe(), photos, tmp_path / "b", teacher=codec, cpu=True)
     with pytest.raises(Cancelled, match="step 3"):
         first.run(progress=seen.append, should_stop=lambda: len(seen) == 3)
-    for change, part in (({"data__batch": 3}, "data"), ({"optimizer__name": "adamw"}, "optimizer"),
-                         ({"run__seed": 9}, "run"), ({"teacher__vae": "another"}, "teacher")):
-        with pytest.raises(InputError, match=f"'{part}' differs"):
+    for change, says in (({"data__batch": 3}, "data.batch was 2 and is 3"),
+                         ({"data__depths": [1]}, r"data.depths was \[1, 2\] and is \[1\]"),
+                         ({"optimizer__name": "adamw"}, "optimizer.name was 'adam' and is 'adamw'"),
+                         ({"run__seed": 9}, "run.seed was 0 and is 9"),
+                         ({"teacher__vae": "another"}, "teacher.vae was 'unused' and is 'another'")):
+        with pytest.raises(InputError, match=says):
             Trainer(recipe(**change), photos, tmp_path / "b", teacher=codec, cpu=True).run(resume=True)
     path = Trainer(recipe(), photos, tmp_path / "b", teacher=codec, cpu=True).run(resume=True)
     assert same(path, whole)

@@ -203,9 +203,9 @@ class Trainer:
             recipe["run"] = {"seed": recipe["run"].get("seed"), "precision": precision or recipe["run"]["precision"]}
         for part in ("model", "teacher", "codec", "autoencoder", "data", "latents", "optimizer", "run", "loss",
                      "loss_floor"):
-            if _plain(theirs.get(part)) != _plain(ours.get(part)):
-                raise InputError(f"{snapshot} was made with another recipe: '{part}' differs. Use the same recipe, or "
-                                 "another --out")
+            if changed := _changed(_plain(theirs.get(part)), _plain(ours.get(part)), part):
+                raise InputError(f"{snapshot} was made with another recipe: {changed}. Use the same recipe, or another "
+                                 "--out")
         if not self.accelerator.is_main_process:
             return
         if notes.get("processes", self.world) != self.world:
@@ -405,6 +405,14 @@ class _Log:
             Path(self.file.name).unlink(missing_ok=True)
         if self.board is not None:
             self.board.close()
+
+
+def _changed(theirs: Any, ours: Any, where: str) -> str:
+    """The first entry that differs, and both its values; empty if none does."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        entries = ((theirs.get(key), ours.get(key), f"{where}.{key}") for key in dict.fromkeys((*theirs, *ours)))
+        return next(filter(None, (_changed(*entry) for entry in entries)), "")
+    return f"{where} was {theirs!r} and is {ours!r}" if theirs != ours else ""
 
 
 def _plain(value: Any) -> Any:
