@@ -107,6 +107,42 @@ def test_the_estimate_is_near_the_peak_for_pixel_dense_features():
     assert 0.9 * peak < estimate < 2 * peak
 
 
+BUDGET = """
+import sys, torch
+torch.set_num_threads(1)
+from training_runs import SMALL
+from uplift_core import ModelConfig, UPLiFT, upscale_latents
+from uplift_core.measure import AnonymousPeak
+kind, size, scale, budget = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]) << 20
+section = {part: dict(value) if isinstance(value, dict) else value for part, value in SMALL.items()}
+channels = 4
+if kind == "unshared":
+    section["enc_share"] = False
+else:
+    channels = 384
+    del section["refiner"]
+    section["decoder"]["ncat_c"] = 0
+for part in ("encoder", "decoder"):
+    section[part] = {name: {**value, "hc": [32]} if name.startswith("block") else value
+                     for name, value in section[part].items()}
+model = UPLiFT(ModelConfig.from_published(section, channels=channels, patch=16)).requires_grad_(False)
+image, latent = torch.rand(1, 3, size, size), torch.randn(1, channels, size // 16, size // 16)
+upscale_latents(model, latent[:, :, :4, :4], image[:, :, :64, :64])
+with AnonymousPeak() as peak:
+    result = upscale_latents(model, latent, image, scale=scale, memory_budget=budget)
+print(peak.grown - result.numel() * 4)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+@pytest.mark.parametrize("kind, size, scale, budget", [("unshared", 1024, 8, 200), ("features", 1024, 8, 300)])
+def test_a_budget_holds_for_other_configurations(kind, size, scale, budget):
+    """An encoder that reads the picture enlarged 4x; a result of 384 MB."""
+    done = subprocess.run([sys.executable, "-c", BUDGET, kind, *map(str, (size, scale, budget))], capture_output=True,
+                          text=True, check=True, cwd=Path(__file__).parent)
+    assert int(done.stdout) < budget << 20
+
+
 def test_the_estimate_grows_with_the_picture_unless_tiled():
     model = UPLiFT(golden_config("small-vae_8x_batch2"))
     whole = [estimate_memory(model, side, side, 2) for side in (512, 1024, 2048)]

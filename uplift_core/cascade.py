@@ -94,7 +94,7 @@ class UpliftWindows:
         plans = self._plans((spans[0], spans[1]))
         area = spans[0].length * spans[1].length
         element = torch.finfo(self.engine.dtype).bits // 8
-        work = work_bytes(self.engine, plans, tuple(self.low.shape[2:]), tuple(self.guide.shape[2:]),  # type: ignore
+        work = work_bytes(self.engine, plans, tuple(self.low.shape[2:]), self.guide.size,  # type: ignore
                           element=element)
         engine = self.engine
         copied = engine.device.type != "cpu" or engine.dtype != torch.float32 or bool(engine.config.latent_mean)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .attender import attend, pool, pool_reference, reach
+from .errors import InputError
+from .guide import Guide
 from .heap import keep_freed_memory
 from .kept import keep_made
 from .layers import ConvBlock
@@ -189,12 +191,15 @@ class Engine:
 
     # -- encoding --------------------------------------------------------------------------------------------------
 
-    def encode(self, guide: Tensor, requests: list[Request]) -> Samples:
-        """The requested samples of the encoder's maps. ``guide``: the whole image, on any device."""
-        ys, xs = _sizes(self.encoder, guide.shape[2]), _sizes(self.encoder, guide.shape[3])
+    def encode(self, guide: Guide, requests: list[Request]) -> Samples:
+        """The requested samples of the encoder's maps."""
+        ys, xs = _sizes(self.encoder, guide.size[0]), _sizes(self.encoder, guide.size[1])
+        if not (ys[-1] and xs[-1]):
+            raise InputError(f"the guide of {guide.size[1]} x {guide.size[0]} pixels is too small for this model, "
+                             "whose encoder makes it smaller; give a larger picture")
         stored = finest(requests, [(ys[t], xs[t]) for t in self.taps])
         lattice = self._lattice(stored, ys[-1], xs[-1])
-        area = max(r.y.length / r.y.size * r.x.length / r.x.size for r in stored) * guide.shape[2] * guide.shape[3]
+        area = max(r.y.length / r.y.size * r.x.length / r.x.size for r in stored) * guide.size[0] * guide.size[1]
         bands = max(1, min(math.ceil(area / at_a_time(FAST.band_pixels, self.device)), max(r.y.length for r in stored)))
         samples = Samples([])
         with keep_made():
@@ -214,7 +219,7 @@ class Engine:
             return 1, 1
         return (math.gcd(*[height // r.y.size for r in mine]), math.gcd(*[width // r.x.size for r in mine]))
 
-    def _encode_band(self, guide: Tensor, requests: list[Request | None], ys: list[int], xs: list[int],
+    def _encode_band(self, guide: Guide, requests: list[Request | None], ys: list[int], xs: list[int],
                      lattice: tuple[int, int], samples: Samples, stored: list[Request]) -> None:
         count = len(self.encoder)
         wanted: list[Window | None] = [None] * (count + 1)
@@ -240,7 +245,7 @@ class Engine:
             part = self.encoder[p - 1]
             wanted[p - 1] = union(wanted[p - 1], (need(part, y, ys[p - 1]), need(part, x, xs[p - 1])))
         y, x = wanted[0]  # type: ignore[misc]
-        m = Map(as_format(guide[:, :, y.lo:y.hi, x.lo:x.hi].to(self.device, self.dtype)), y, x)
+        m = Map(as_format(guide.window(y, x).to(self.device, self.dtype)), y, x)
         around = False
         for p in range(top + 1):
             if p:

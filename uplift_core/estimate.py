@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from .attender import reach
 from .engine import Concat, Engine, Plan, part_work
@@ -14,6 +14,8 @@ from .winograd import LARGE
 
 _SPARE = 32 << 20
 """Strips, tables and what else is small, of each stage."""
+_UNEVEN = 64 << 20
+"""What the C library's heap loses at most to bands of many heights, as antialiased sampling reads them."""
 _HALO = 8  # rows that bands of a decoder have in common, about
 
 
@@ -38,7 +40,8 @@ def work_bytes(engine: Engine, plans: Sequence[Plan], shape: tuple[int, int], gu
         weighing, attending = _decoder_bytes(engine, plan, batch, element, bands, returned)
         # The engine lets go of the maps before the last attending, where it is apart.
         peak = max(peak, kept + weighing, attending + (0 if returned and bands > 1 else kept))
-    return int(peak) + _SPARE
+    uneven = engine.device.type == "cpu" and any(r.sampling == "bilinear" for r in requests)
+    return int(peak) + _SPARE + uneven * min(_UNEVEN, int(peak) // 2)
 
 
 def _filter_bytes(engine: Engine, part: nn.Module, pixels: int, element: int) -> int:
@@ -111,14 +114,14 @@ def _decoder_bytes(engine: Engine, plan: Plan, batch: int, element: int, bands: 
     return peak + _SPARE, attending + _SPARE
 
 
-def plan_work(engine: Engine, guide: Tensor, plan: Plan, encodes: bool) -> float:
-    """Roughly the multiplications of a plan, in the unit of the engine's ticks."""
+def plan_work(engine: Engine, guide: tuple[int, int], plan: Plan, encodes: bool) -> float:
+    """Roughly the multiplications of a plan, in the unit of the engine's ticks. guide: rows and columns."""
     work = 0.0
     for chain, windows in ((engine.decoder, plan.decoder), (engine.refiner, plan.refiner)):
         work += sum(part_work(part, y, x) for part, (y, x) in zip(chain, windows[1:], strict=True)
                     if not isinstance(part, Concat))
     if encodes:
-        y = max(r.y.length / r.y.size for r in plan.requests) * guide.shape[2]
-        x = max(r.x.length / r.x.size for r in plan.requests) * guide.shape[3]
+        y = max(r.y.length / r.y.size for r in plan.requests) * guide[0]
+        x = max(r.x.length / r.x.size for r in plan.requests) * guide[1]
         work += sum(float(p.numel()) for p in engine.model.encoder.parameters()) * y * x
     return max(work, 1.0)

@@ -17,6 +17,7 @@ from .attender import LocalAttender
 from .config import ModelConfig
 from .devices import has_cpu_fp16
 from .errors import InputError
+from .guide import Guide
 from .layers import BlockGroup, DownBlock, UpBlock, add_residual
 from .noise import Noise, NoiseCall, as_noise
 from .resample import Span, antialias, sample
@@ -177,19 +178,18 @@ class UPLiFT(nn.Module):
         x = self.normalise(latent)
         for i in range(steps):
             if maps is None or not self.config.share_encoder:
-                maps = self.encoder(self.guide(image, i))
+                maps = self.encoder(self.guide(image, i).whole())
             x = self.step(x, maps, noise, i)
             results.append(self.denormalise(x))
         return results
 
-    def guide(self, image: Tensor, step: int) -> Tensor:
+    def guide(self, image: Tensor, step: int) -> Guide:
         """The image as the encoder of a step reads it: enlarged when it is not shared, 16/14 for patch 14."""
-        if step and not self.config.share_encoder:
-            k = self.config.up_factor**step
-            image = antialias(image, (int(image.shape[2] * k), int(image.shape[3] * k)))
+        k = 1 if self.config.share_encoder else self.config.up_factor**step
+        sizes = [(image.shape[2] * k, image.shape[3] * k)]
         if self.config.patch == 14:
-            image = antialias(image, (image.shape[2] * 16 // 14, image.shape[3] * 16 // 14))
-        return image
+            sizes.append((sizes[0][0] * 16 // 14, sizes[0][1] * 16 // 14))
+        return Guide(image, sizes)
 
     def step(self, x: Tensor, maps: list[Tensor], noise: Noise, step: int) -> Tensor:
         """One step, ``b c h w -> b c 2h 2w``, in normalised latents."""

@@ -56,30 +56,25 @@ def nearest_indices(out: Span, size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-def bilinear_weights(mode: str, out: Span, size: int) -> tuple[Span, np.ndarray]:
-    """The part of the source that ``out`` reads and the matrix ``out.length x read.length`` that maps it.
+def bilinear_taps(mode: str, out: Span, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The source positions that each of ``out`` reads, and their shares, which sum to 1: both ``out.length x taps``.
 
     mode ``antialias``: triangle filter widened by the shrink factor, as torch's antialiased bilinear resize;
     ``corners``: bilinear with align_corners=True, which depends on the whole length of both axes.
     """
     if mode == "corners":
         ends, shares = _neighbours(out, size)
-        read = Span(int(ends.min()), int(ends.max()) + 1, size)
-        matrix = np.zeros((out.length, read.length))
-        np.add.at(matrix, (np.arange(out.length)[:, None], ends - read.lo), shares)
-        return read, matrix.astype(np.float32)
+        return ends, shares.astype(np.float32)
     i = np.arange(out.lo, out.hi, dtype=np.float64)
     scale = size / out.size
     support = max(scale, 1.0)
     centre = (i + 0.5) * scale
     lo = np.maximum(np.floor(centre - support + 0.5), 0).astype(np.int64)
     hi = np.minimum(np.floor(centre + support + 0.5), size).astype(np.int64)
-    read = Span(int(lo.min()), int(hi.max()), size)
-    j = np.arange(read.lo, read.hi)
-    distance = np.abs((j[None, :] + 0.5 - centre[:, None]) / support)
-    inside = (j[None, :] >= lo[:, None]) & (j[None, :] < hi[:, None])
-    matrix = np.where(inside, np.maximum(0.0, 1.0 - distance), 0.0)
-    return read, (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
+    j = lo[:, None] + np.arange((hi - lo).max())
+    distance = np.abs((j + 0.5 - centre[:, None]) / support)
+    shares = np.where(j < hi[:, None], np.maximum(0.0, 1.0 - distance), 0.0)
+    return np.minimum(j, hi[:, None] - 1), (shares / shares.sum(1, keepdims=True)).astype(np.float32)
 
 
 def _neighbours(out: Span, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +91,8 @@ def reads(mode: str, out: Span, size: int) -> Span:
         ends = nearest_indices(Span(out.lo, out.lo + 1, out.size), size), nearest_indices(
             Span(out.hi - 1, out.hi, out.size), size)
         return Span(int(ends[0][0]), int(ends[1][0]) + 1, size)
-    return bilinear_weights(mode, out, size)[0]
+    taps = bilinear_taps(mode, out, size)[0]
+    return Span(int(taps.min()), int(taps.max()) + 1, size)
 
 
 def sample(x: Tensor, mode: str, y_in: Span, x_in: Span, y: Span, x_out: Span) -> Tensor:
@@ -151,11 +147,14 @@ def _corners(x: Tensor, y_in: Span, x_in: Span, y: Span, x_out: Span) -> Tensor:
 
 
 def _blend(x: Tensor, dim: int, mode: str, held: Span, out: Span) -> Tensor:
-    read, weights = bilinear_weights(mode, out, held.size)
-    x = x.narrow(dim, read.lo - held.lo, read.length)
-    matrix = torch.from_numpy(weights).to(x.device, x.dtype)
-    b, c, h, w = x.shape
-    flat = x.permute(0, 2, 3, 1)  # channels last: one plain matrix product an axis
-    if dim == 2:
-        return torch.matmul(matrix, flat.reshape(b, h, w * c)).view(b, -1, w, c).permute(0, 3, 1, 2)
-    return torch.matmul(matrix, flat.reshape(b * h, w, c)).view(b, h, -1, c).permute(0, 3, 1, 2)
+    """One axis of a window, tap by tap; sums in fp32 at least, laid out with channels last."""
+    taps, shares = bilinear_taps(mode, out, held.size)
+    flat = x.permute(0, 2, 3, 1)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    total: Tensor | None = None
+    for k in range(taps.shape[1]):
+        rows = flat.index_select(dim - 1, torch.from_numpy(taps[:, k] - held.lo).to(x.device)).to(exact)
+        share = torch.from_numpy(shares[:, k]).to(x.device, exact).view((-1, 1, 1) if dim == 2 else (-1, 1))
+        total = rows.mul_(share) if total is None else total.addcmul_(rows, share)
+    assert total is not None
+    return total.to(x.dtype).permute(0, 3, 1, 2)

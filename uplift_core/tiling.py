@@ -10,6 +10,7 @@ the SD1.5 model, is 1.7 times that of the whole.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from .engine import Engine, Plan
 from .errors import Cancelled, InputError, OutOfMemory
 from .estimate import plan_work, work_bytes
+from .guide import Guide
+from .heap import give_back
 from .memory import SHARE_OF_FREE, free_memory, is_out_of_memory
 from .model import UPLiFT
 from .noise import Noise
@@ -92,7 +95,8 @@ def tiles(engine: Engine, shape: tuple[int, int], step: int, side: int | None) -
 
 @dataclass
 class Job:
-    """One latent to enlarge, and who wants to hear of it. ``image`` and ``latent`` as the model reads them."""
+    """One latent to enlarge, and who wants to hear of it. ``image`` and ``latent`` as the model reads them; ``into``:
+    where the result goes, if not into a tensor of its own."""
 
     model: UPLiFT
     image: Tensor
@@ -101,6 +105,13 @@ class Job:
     noise: Noise
     progress: Progress | None = None
     should_stop: Callable[[], bool] | None = None
+    into: Tensor | None = None
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        k = self.model.config.step_factor**self.steps
+        b, c, h, w = self.latent.shape
+        return b, c, h * k, w * k
 
 
 def choose_tile(job: Job, budget: int | None) -> int | None:
@@ -114,7 +125,8 @@ def choose_tile(job: Job, budget: int | None) -> int | None:
     element = DTYPE_BYTES.get(engine.dtype, 4)
 
     def fits(tile: int | None) -> bool:
-        return _estimate(engine, shape, image, job.steps, tile, element, batch) <= budget
+        twice = 0 if tile is not None or job.into is None else math.prod(job.result_shape) * element
+        return _estimate(engine, shape, image, job.steps, tile, element, batch) + twice <= budget
 
     if fits(None):
         return None
@@ -136,7 +148,7 @@ def run(job: Job, tile: int | None, *, adapt: bool = True) -> Tensor:
             with torch.no_grad():
                 result = Engine(job.model, meter.tick).run(job.image, job.latent, job.steps, job.noise)[-1]
             meter.complete()
-            return result
+            return result if job.into is None else job.into.copy_(result)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -159,20 +171,26 @@ def _tiled(job: Job, tile: int, meter: _Meter) -> Tensor:
         for i in range(job.steps):
             (h, w), (whole_y, whole_x) = engine.grown(shape, i)
             guide = job.model.guide(job.image, i)
-            out = x.new_empty(x.shape[0], x.shape[1], whole_y.size, whole_x.size)
+            last = i == job.steps - 1
+            if last and job.into is not None:
+                out = job.into
+            else:
+                out = (job.latent if last else x).new_empty(*x.shape[:2], whole_y.size, whole_x.size)
             waiting = list(tiles(engine, shape, i, side))[::-1]
             while waiting:
                 y, x_span = waiting.pop()
                 meter.start(engine, guide, plan := engine.plan((h, w), (y, x_span)))
-                failed, maps = "", None
+                failed, maps, made = "", None, None
                 try:
                     maps = engine.encode(guide, plan.requests)
-                    out[:, :, y.lo:y.hi, x_span.lo:x_span.hi] = engine.decode(x, plan, maps, job.noise, i).data
+                    made = engine.decode(x, plan, maps, job.noise, i).data
+                    out[:, :, y.lo:y.hi, x_span.lo:x_span.hi] = job.model.denormalise(made) if last else made
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
                     failed = str(error).splitlines()[0]
-                maps = None  # before the next tile's are made
+                maps = made = None  # before the next tile's are made
+                give_back()
                 if failed:  # outside the except block, so that the failed run's tensors are gone
                     _free_cache(job.model)
                     unit = engine.config.step_factor ** (i + 1)
@@ -187,7 +205,7 @@ def _tiled(job: Job, tile: int, meter: _Meter) -> Tensor:
                 meter.finish(y.length * x_span.length / (whole_y.size * whole_x.size))
             x = out
     meter.complete()
-    return job.model.denormalise(x).to(job.latent.dtype)
+    return x
 
 
 def _quarters(window: tuple[Span, Span], unit: int) -> list[tuple[Span, Span]]:
@@ -221,11 +239,12 @@ class _Meter:
         self.weight = float(self.total)
         if tile is None:
             plans = [engine.plan(*engine.grown(shape, i)) for i in range(job.steps)]
-            self.expected = sum(plan_work(engine, job.image, p, i == 0 or not engine.config.share_encoder)
+            self.expected = sum(plan_work(engine, job.model.guide(job.image, i).size, p,
+                                          i == 0 or not engine.config.share_encoder)
                                 for i, p in enumerate(plans))
 
-    def start(self, engine: Engine, guide: Tensor, plan: Plan) -> None:
-        self.here, self.expected = 0.0, plan_work(engine, guide, plan, True)
+    def start(self, engine: Engine, guide: Guide, plan: Plan) -> None:
+        self.here, self.expected = 0.0, plan_work(engine, guide.size, plan, True)
         y, x = plan.out
         self.weight = self.share * y.length * x.length / (y.size * x.size)
 

@@ -46,7 +46,7 @@ def upscale_latents(model: UPLiFT, latents: Tensor, image: Tensor, *, scale: int
     steps = steps_for(model, scale)
     if image.ndim != 4 or image.shape[1] != 3:
         raise InputError(f"the guide image has shape {tuple(image.shape)}; expected b 3 H W in [0, 1]")
-    if latents.ndim != 4 or latents.shape[1] != config.channels:
+    if latents.ndim != 4 or latents.shape[1] != config.channels or 0 in latents.shape:
         raise InputError(f"the latents have shape {tuple(latents.shape)}; this model enlarges b {config.channels} h w")
     expected = tuple(n * config.patch for n in latents.shape[2:])
     if tuple(image.shape[2:]) != expected:
@@ -63,13 +63,14 @@ def upscale_latents(model: UPLiFT, latents: Tensor, image: Tensor, *, scale: int
     if config.image_norm == "imagenet":
         guide = imagenet_normalise(guide)
     unit = config.step_factor**steps
-    out = latents.new_empty(*latents.shape[:2], latents.shape[2] * unit, latents.shape[3] * unit)
+    many = latents.shape[0] > 1
+    out = latents.new_empty(*latents.shape[:2], *(n * unit for n in latents.shape[2:])) if many else None
     for i in range(latents.shape[0]):
         job = Job(model, guide[i:i + 1], latents[i:i + 1], steps, SeededNoise(seed + i, noise_strength),
-                  _item(progress, i, latents.shape[0]), should_stop)
+                  _item(progress, i, latents.shape[0]), should_stop, None if out is None else out[i:i + 1])
         chosen = choose_tile(job, budget) if side == "auto" else side
-        out[i:i + 1] = run(job, chosen, adapt=side is not None)  # type: ignore[arg-type]
-    return out
+        result = run(job, chosen, adapt=side is not None)  # type: ignore[arg-type]
+    return result.to(latents.device) if out is None else out
 
 
 def parse_tile(tile: str | int | None, patch: int) -> str | int | None:
