@@ -170,3 +170,32 @@ def test_offline_asks_for_no_vae(home, photos, no_network, monkeypatch, capfd):
     code, _, said = here(monkeypatch, capfd, "upscale", photos / "a.png", "--model", home / "model.safetensors",
                          "--vae", "someone/vae", "--offline", "--device", "cpu")
     assert code == 1 and "someone/vae is not on this machine" in said and "offline mode was asked for" in said
+
+
+def test_pictures_of_one_name_are_all_enlarged_or_fail_alone(home, tmp_path, monkeypatch, capfd):
+    """A TIFF beside a PNG becomes NAME_tif.png; a second folder's picture of the same name has no place."""
+    picture = Image.fromarray(data.coffee()[:16, :16])
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        picture.save(tmp_path / folder / "p.png")
+    for name in ("p.bmp", "p.gif", "q.bmp"):
+        picture.convert("RGB").save(tmp_path / "one" / name)
+    out = tmp_path / "out"
+    code, said, _ = here(monkeypatch, capfd, *options(home, tmp_path / "one", tmp_path / "two", "-o", out))
+    assert code == 1 and sorted(p.name for p in out.iterdir()) == ["p.png", "p_bmp.png", "p_gif.png", "q.png"]
+    assert said.count("failed") == 1 and f"is written to {out / 'p.png'} already; run this one with another -o" in said
+
+
+def test_a_folder_enlarged_again_leaves_its_results_alone(home, tmp_path, monkeypatch, capfd):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("p.png", "lonely_2x.png"):
+        Image.fromarray(data.coffee()[:16, :16]).save(folder / name)
+    names = ["lonely_2x.png", "lonely_2x_2x.png", "p.png", "p_2x.png"]
+    for words, code in (((), 0), (("--overwrite",), 0), ((), 1)):
+        assert here(monkeypatch, capfd, *options(home, folder, *words))[0] == code
+        assert sorted(p.name for p in folder.iterdir()) == names
+    _, _, said = here(monkeypatch, capfd, *options(home, folder, "--overwrite"))
+    assert "left out 2 results of an earlier run" in said
+    assert here(monkeypatch, capfd, *options(home, folder / "p_2x.png"))[0] == 0
+    assert (folder / "p_2x_2x.png").is_file()

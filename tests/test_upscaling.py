@@ -327,3 +327,21 @@ def test_a_model_and_a_codec_of_different_latents_are_refused():
     with pytest.raises(InputError, match="sd15.*sdxl"):
         upscale_image(build(), Other(), photo(8, 8))
     assert upscale_image(build(""), Other(), photo(8, 8)).shape == (1, 3, 16, 16)  # not known: passes
+
+
+@pytest.mark.parametrize("kind", ["int32", "int64", "uint32", "int8"])
+def test_arrays_of_an_unknown_white_are_refused(model, kind):
+    with pytest.raises(InputError, match=f"the array is {kind}; expected uint8, uint16 or floats"):
+        upscale_image(model, CODEC, np.full((16, 16, 3), 100, kind))
+
+
+@pytest.mark.parametrize("wrong, says", [({"seed": "x"}, "seed is 'x'"), ({"seed": 1.5}, "seed is 1.5")])
+def test_a_seed_is_a_whole_number(model, wrong, says):
+    with pytest.raises(InputError, match=says):
+        upscale_image(model, CODEC, np.zeros((16, 16, 3), np.uint8), **wrong)
+
+
+@pytest.mark.parametrize("scale", ["2", None])
+def test_a_scale_is_a_number(model, scale):
+    with pytest.raises(InputError, match="scale is"):
+        upscale_latents(model, torch.zeros(1, model.config.channels, 4, 4), torch.zeros(1, 3, 32, 32), scale=scale)

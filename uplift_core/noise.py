@@ -43,6 +43,8 @@ class SeededNoise:
     def __init__(self, seed: int, strength: float = 1.0):
         if not np.isfinite(strength) or strength < 0:
             raise InputError(f"noise_strength is {strength}; expected a number of at least 0 (1 is the trained one)")
+        if isinstance(seed, str) or seed != int(seed):
+            raise InputError(f"seed is {seed!r}; expected a whole number")
         self.seed, self.strength = int(seed), float(strength)
 
     def window(self, step: int, site: str, channels: int, batch: int, y: Span, x: Span) -> Tensor | None:

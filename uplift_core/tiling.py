@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +52,8 @@ def estimate_memory(model: UPLiFT, height: int, width: int, scale: int, tile: in
 def steps_for(model: UPLiFT, scale: int) -> int:
     """How many steps make ``scale``. Raises InputError when none do."""
     factor, steps, reached = model.config.step_factor, 0, 1
+    if not isinstance(scale, (int, float, np.integer)):
+        raise InputError(f"scale is {scale!r}; expected {factor}, {factor**2}, {factor**3}, ...")
     while reached < scale and factor > 1:
         reached, steps = reached * factor, steps + 1
     if reached != scale or steps == 0:

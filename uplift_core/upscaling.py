@@ -196,8 +196,8 @@ def _from_tensor(image: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
 def _from_array(image: np.ndarray) -> tuple[Tensor, Callable[[Tensor], np.ndarray]]:
     if image.ndim not in (3, 4) or image.shape[-1] != 3 or 0 in image.shape:
         raise InputError(f"the array has shape {image.shape}; expected H W 3 or b H W 3")
-    whole = np.issubdtype(image.dtype, np.integer)
-    if not whole and not np.issubdtype(image.dtype, np.floating):
+    whole = image.dtype.kind == "u" and image.dtype.itemsize <= 2
+    if not whole and not np.issubdtype(image.dtype, np.floating):  # of wider integers nobody knows what white is
         raise InputError(f"the array is {image.dtype}; expected uint8, uint16 or floats in [0, 1]")
     top = float(np.iinfo(image.dtype).max) if whole else 1.0
     batch = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32) / np.float32(top))
@@ -221,7 +221,11 @@ def _from_pil(image: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
                          "floats in [0, 1], H W 3")
     has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     alpha = image.convert("RGBA").getchannel("A") if has_alpha else None
-    low = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1)[None]
+    try:
+        rgb = np.asarray(image.convert("RGB"), dtype=np.float32)
+    except ValueError:
+        raise InputError(f"the picture has mode {image.mode!r}; convert it to RGB or RGBA first") from None
+    low = torch.from_numpy(rgb / 255).permute(2, 0, 1)[None]
     gray = image.mode in ("L", "LA", "1")
 
     def back(y: Tensor) -> Any:

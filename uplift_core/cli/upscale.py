@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +68,17 @@ def upscale(
     check_options(scale, color_fix)
     budget = parse_bytes(memory or None)
     parse_tile(tile, 1)
-    jobs = _targets(find_pictures(sources, out), out, scale)
+    found = find_pictures(sources, out)
+    again = 0
+    if out is None:
+        found, again = _without_results(found, sources)
+    jobs = _targets(found, out, scale)
     named, reason = default_model() if model == "auto" else (model, "")
     if reason:
         console.print(f"[yellow]note:[/] {reason}", highlight=False)
+    if again:
+        console.print(f"[yellow]note:[/] left out {again} results of an earlier run (NAME_2x); name one to enlarge it "
+                      "again", highlight=False)
     check_names(named, vae, reason)
     net = load(named, device=device, dtype=dtype, offline=offline or None)
     parameter = next(net.parameters())
@@ -91,9 +99,10 @@ def upscale(
         with Progress(*columns, console=console, transient=True) as bar:
             overall = bar.add_task("pictures", total=len(jobs), visible=len(jobs) > 1)
             tiles = bar.add_task("", total=None)
-            for source, target in jobs:
+            for source, target, problem in jobs:
                 bar.update(tiles, description=escape(source.name), completed=0, total=None)
-                rows.append(_one(source, target, net, codec, options, settings, quality, overwrite, max_pixels, bar,
+                rows.append(Row(source, target, error=problem) if problem else
+                            _one(source, target, net, codec, options, settings, quality, overwrite, max_pixels, bar,
                                  tiles))
                 bar.advance(overall)
     except KeyboardInterrupt:
@@ -106,22 +115,50 @@ def upscale(
         raise typer.Exit(1)
 
 
-def _targets(found: list[tuple[Path, Path]], out: Path | None, scale: float) -> list[tuple[Path, Path]]:
-    """Where each picture goes. A single picture may be given a file name; folders keep their names."""
+_RESULT = re.compile(r"(.+)_\d+(\.\d+)?x")
+
+
+def _without_results(found: list[tuple[Path, Path]], named: list[Path]) -> tuple[list[tuple[Path, Path]], int]:
+    """Without what an earlier run has put beside the pictures of a folder, and how many those are. ``named``: by the
+    user."""
+    stems = {source.parent / source.stem for source, _ in found}
+    kept = []
+    for source, name in found:
+        match = _RESULT.fullmatch(source.stem)
+        if source in named or match is None or source.parent / match[1] not in stems:
+            kept.append((source, name))
+    return kept, len(found) - len(kept)
+
+
+def _targets(found: list[tuple[Path, Path]], out: Path | None, scale: float) -> list[tuple[Path, Path, str]]:
+    """Where each picture goes, and why it cannot. A single picture may be given a file name; folders keep their names.
+
+    A picture of a kind that is not written becomes a PNG; beside another picture of its name it is called NAME_tif.png.
+    """
     if out is not None and out.suffix.lower() in WRITABLE and not out.is_dir():
         if len(found) > 1:
             raise InputError(f"{out} is one file, but there are {len(found)} pictures; give a folder")
-        return [(found[0][0], out)]
+        return [(found[0][0], out, "")]
     if out is not None and out.suffix and not out.exists() and len(found) == 1 and found[0][1].parent == Path():
         output_format(out)  # a file was meant, of a kind that cannot be written
+
+    def target(source: Path, name: Path, more: str, suffix: str) -> Path:
+        if out:
+            return out / name.with_name(f"{name.stem}{more}{suffix}")
+        return source.with_name(f"{source.stem}{more}_{scale:g}x{suffix}")
+
+    own = {target(source, name, "", source.suffix) for source, name in found if source.suffix.lower() in WRITABLE}
     jobs, taken = [], dict[Path, Path]()
     for source, name in found:
-        suffix = source.suffix if source.suffix.lower() in WRITABLE else ".png"
-        target = out / name.with_suffix(suffix) if out else source.with_name(f"{source.stem}_{scale:g}x{suffix}")
-        if target in taken:
-            raise InputError(f"{source} and {taken[target]} would both be written to {target}; run them separately")
-        taken[target] = source
-        jobs.append((source, target))
+        kept = source.suffix.lower() in WRITABLE
+        place = target(source, name, "", source.suffix if kept else ".png")
+        if not kept and (place in own or place in taken):
+            place = target(source, name, f"_{source.suffix[1:]}", ".png")
+        problem = ""
+        if place in taken:
+            problem = f"{taken[place]} is written to {place} already; run this one with another -o"
+        taken.setdefault(place, source)
+        jobs.append((source, place, problem))
     return jobs
 
 
