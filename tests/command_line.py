@@ -7,11 +7,13 @@ from typing import Any
 
 from uplift_core.cli import main
 
+COLUMNS = "300"
+
 
 def here(monkeypatch: Any, capfd: Any, *words: object) -> tuple[int, str, str]:
     """Exit code, what it wrote, and what it said on stderr."""
     monkeypatch.setattr(sys, "argv", ["uplift", *map(str, words)])
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", COLUMNS)
     monkeypatch.setenv("HF_HUB_VERBOSITY", "error")  # as the command sets it; here it shall not last
     capfd.readouterr()
     try:

@@ -199,3 +199,20 @@ def test_a_folder_enlarged_again_leaves_its_results_alone(home, tmp_path, monkey
     assert "left out 2 results of an earlier run" in said
     assert here(monkeypatch, capfd, *options(home, folder / "p_2x.png"))[0] == 0
     assert (folder / "p_2x_2x.png").is_file()
+
+
+def test_paths_are_whole_in_a_narrow_window(home, photos, monkeypatch, capfd):
+    out = photos / ("a folder with a rather long name " * 3).strip()
+    monkeypatch.setattr("command_line.COLUMNS", "80")
+    code, said, _ = here(monkeypatch, capfd, *options(home, photos / "a.png", "-o", out, "--threads", 1))
+    assert code == 0 and "".join(str(out / "a.png").split()) in "".join(said.split())
+
+
+def test_pinned_pixels_are_told_for_a_model_of_ones_own(home, photos, tmp_path, monkeypatch, capfd):
+    mini = load("uplift-mini", device="cpu")
+    save(mini, tmp_path / "own.safetensors", config=mini.config)
+    for words, told in ((("--model", tmp_path / "own.safetensors"), True), (("--model", "uplift-mini"), False),
+                        (("--model", tmp_path / "own.safetensors", "--no-consistency"), False)):
+        _, _, said = here(monkeypatch, capfd, "upscale", photos / "a.png", "-o", tmp_path / "out", "--overwrite",
+                          "--device", "cpu", *words)
+        assert ("pinned to the pixels given" in said) == told

@@ -2,55 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .config import MAX_LEVELS, DownConfig, GroupConfig, ModelConfig, RefinerConfig, UpConfig, one_of
 from .errors import ConfigError
 
+_BLOCK = ("block", "norm", "count", "hc", "residual", "stride", "one_by")
+_LEVELS = range(MAX_LEVELS + 1)
+KNOWN: dict[str, Any] = {
+    **dict.fromkeys(("up_factor", "no_UEP", "attender", "enc_share", "latent_mean", "latent_std")),
+    "encoder": {"down_steps": None, **{f"block_{g}": _BLOCK for g in _LEVELS},
+                **{f"down_{g}": ("down_op", "factor", "residual") for g in _LEVELS[1:]}},
+    "decoder": {**dict.fromkeys(("up_steps", "ncat_c", "ncat_s", "enc_resample", "residual_outc")),
+                **{f"block_{g}": _BLOCK for g in _LEVELS},
+                **{f"up_{g}": ("up_op", "factor", "residual") for g in _LEVELS[1:]}},
+    "refiner": {**dict.fromkeys(("enc_resample", "ncat_c", "ncat_s", "ref_con", "residual")), "block_0": _BLOCK},
+}
+"""Every entry of the language: its published ones and ours."""
+
+
+def unknown_entry(section: Mapping[str, Any], known: Any = None, where: str = "") -> str:
+    """What is wrong with the first entry that is not of the language, or a group with a width too many; or empty.
+
+    A published file may say more than is read; in a file that a person writes it is a mistake.
+    """
+    known = KNOWN if known is None else known
+    for name, value in section.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            return f"{where}{name} is not known" + (f"; did you mean {where}{near[0]}?" if near else
+                                                    f"; expected one of {', '.join(known)}")
+        inner = known[name] if isinstance(known, Mapping) else None
+        if inner and isinstance(value, Mapping):
+            if wrong := unknown_entry(value, inner, f"{where}{name}."):
+                return wrong
+            widths, count = value.get("hc"), value.get("count")
+            if isinstance(widths, list) and isinstance(count, int) and 0 < count < len(widths):
+                return f"{where}{name}: {len(widths)} widths in hc, but count is {count}"
+    return ""
+
+
+def _part(section: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = section[name]
+    if not isinstance(part, Mapping):
+        raise ConfigError(f"{name} is {part!r}; expected entries")
+    return part
+
+
+def _int(value: Any, name: str) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} is {value!r}; expected a whole number") from None
+
+
+def _float(value: Any, name: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} is {value!r}; expected a number") from None
+
+
+def _floats(values: Any, name: str) -> tuple[float, ...]:
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise ConfigError(f"{name} is {values!r}; expected a list of numbers")
+    return tuple(_float(value, name) for value in values)
+
 
 def _group(section: Mapping[str, Any]) -> GroupConfig:
-    count, widths = int(section["count"]), [int(w) for w in section.get("hc") or []]
+    listed = section.get("hc") or []
+    if not isinstance(listed, Sequence) or isinstance(listed, str):
+        raise ConfigError(f"hc is {listed!r}; expected a list of widths")
+    count, widths = _int(section["count"], "count"), [_int(w, "hc") for w in listed]
     if count > len(widths):
         raise ConfigError(f"a group of {count} blocks needs {count} widths in hc; got {widths}")
     return GroupConfig(block=section["block"], widths=tuple(widths[:count]), norm=section.get("norm", "batch"),
-                       residual=bool(section.get("residual", True)), stride=int(section.get("stride", 1)),
+                       residual=bool(section.get("residual", True)), stride=_int(section.get("stride", 1), "stride"),
                        one_by=bool(section.get("one_by", True)), width=widths[-1] if widths and not count else 0)
 
 
 def _levels(steps: Any, what: str) -> int:
-    return one_of(int(steps), tuple(range(MAX_LEVELS + 1)), what)
+    return one_of(_int(steps, what), tuple(_LEVELS), what)
 
 
 def read(section: Mapping[str, Any], *, channels: int, patch: int) -> ModelConfig:
-    enc, dec = section["encoder"], section["decoder"]
+    enc, dec = _part(section, "encoder"), _part(section, "decoder")
     down_steps, up_steps = _levels(enc["down_steps"], "down_steps"), _levels(dec["up_steps"], "up_steps")
     downs = []
     for g in range(1, down_steps + 1):
-        down = enc[f"down_{g}"]
-        downs.append(DownConfig(down["down_op"], float(down.get("factor", 1.0 if down["down_op"] == "none" else 0.5)),
-                                down.get("residual", "none")))
+        down = _part(enc, f"down_{g}")
+        factor = down.get("factor", 1.0 if down["down_op"] == "none" else 0.5)
+        downs.append(DownConfig(down["down_op"], _float(factor, f"down_{g}.factor"), down.get("residual", "none")))
     ups = []
     for s in range(1, up_steps + 1):
-        up = dec[f"up_{s}"]
-        ups.append(UpConfig(up["up_op"], int(up.get("factor", 2)), up.get("residual", "none")))
+        up = _part(dec, f"up_{s}")
+        ups.append(UpConfig(up["up_op"], _int(up.get("factor", 2), f"up_{s}.factor"), up.get("residual", "none")))
     attender = section.get("attender", -1)
     refiner = None
     if section.get("refiner"):
-        ref = section["refiner"]
-        refiner = RefinerConfig(group=_group(ref["block_0"]), source=int(ref.get("ref_con", -1 - up_steps)),
-                                sampling=ref.get("enc_resample", "none"), noise_channels=int(ref.get("ncat_c", 0)),
-                                noise_scale=float(ref.get("ncat_s", 1)), residual=bool(ref.get("residual", False)))
+        ref = _part(section, "refiner")
+        refiner = RefinerConfig(group=_group(_part(ref, "block_0")),
+                                source=_int(ref.get("ref_con", -1 - up_steps), "ref_con"),
+                                sampling=ref.get("enc_resample", "none"),
+                                noise_channels=_int(ref.get("ncat_c", 0), "ncat_c"),
+                                noise_scale=_float(ref.get("ncat_s", 1), "ncat_s"),
+                                residual=bool(ref.get("residual", False)))
     return ModelConfig(
         channels=channels, patch=patch,
-        encoder=tuple(_group(enc[f"block_{g}"]) for g in range(down_steps + 1)), downs=tuple(downs),
-        decoder=tuple(_group(dec[f"block_{s}"]) for s in range(up_steps + 1)), ups=tuple(ups),
-        attender=None if attender in (-1, None) else int(attender),
-        share_encoder=bool(section.get("enc_share", False)), up_factor=int(section.get("up_factor", 2)),
-        sampling=dec.get("enc_resample", "none"), noise_channels=int(dec.get("ncat_c", 0)),
-        noise_scale=float(dec.get("ncat_s", 1)), residual_outc=bool(dec.get("residual_outc", True)), refiner=refiner,
-        latent_mean=tuple(map(float, section.get("latent_mean", ()))),
-        latent_std=tuple(map(float, section.get("latent_std", ()))))
+        encoder=tuple(_group(_part(enc, f"block_{g}")) for g in range(down_steps + 1)), downs=tuple(downs),
+        decoder=tuple(_group(_part(dec, f"block_{s}")) for s in range(up_steps + 1)), ups=tuple(ups),
+        attender=None if attender in (-1, None) else _int(attender, "attender"),
+        share_encoder=bool(section.get("enc_share", False)), up_factor=_int(section.get("up_factor", 2), "up_factor"),
+        sampling=dec.get("enc_resample", "none"), noise_channels=_int(dec.get("ncat_c", 0), "ncat_c"),
+        noise_scale=_float(dec.get("ncat_s", 1), "ncat_s"), residual_outc=bool(dec.get("residual_outc", True)),
+        refiner=refiner, latent_mean=_floats(section.get("latent_mean", ()), "latent_mean"),
+        latent_std=_floats(section.get("latent_std", ()), "latent_std"))
 
 
 def _write_group(group: GroupConfig) -> dict[str, Any]:

@@ -33,6 +33,43 @@ def test_dry_run_counts_what_cannot_be_read(with_broken, tmp_path):
     assert re.search(r"pictures +7 \(of all read now, 2 cannot be; the first: .*(bad\.png|worse\.jpg)", done.stdout)
 
 
+def test_dry_run_of_a_folder_without_a_picture_that_can_be_read_fails_as_the_run_would(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    done = command(*MINI, "--data", tmp_path)
+    assert done.exit_code == 1 and "no picture in this folder can be read" in str(done.exception)
+
+
+@pytest.mark.parametrize("change, says", [
+    ("model.uplift.attendr=5", "model.uplift.attendr is not known; did you mean attender"),
+    ("model.uplift.encoder.block_0.cnt=1", "encoder.block_0.cnt is not known; did you mean encoder.block_0.count"),
+    ("model.uplift.encoder.block_0.hc=[8, 9]", "block_0: 2 widths in hc, but count is 1"),
+    ("model.uplift.attender=many", "attender is 'many'; expected a whole number"),
+    ("model.uplift.refiner=3", "refiner is 3; expected entries"),
+])
+def test_a_mistake_in_the_model_is_named(photos, change, says):
+    done = command(*MINI, "--data", photos, "--set", change)
+    assert done.exit_code == 1 and says in str(done.exception)
+
+
+def test_a_teacher_of_another_space_says_what_to_set(photos, tmp_path):
+    (tmp_path / "own.yaml").write_text("codec: {channels: 32, patch: 8, width: 8, blocks: 1, detail: 4}\n"
+                                       "data: {size: 32, batch: 2}\nrun: {steps: 1}\n")
+    done = command("train-vae", tmp_path / "own.yaml", "--data", photos, "--cpu", "--out", tmp_path / "codec")
+    assert done.exit_code == 0, done.exception
+    words = [*MINI, "--data", photos, "--set", f"teacher.vae={tmp_path / 'codec' / 'own.safetensors'}", "--set",
+             "data.size=64", "--set", "data.batch=1"]
+    done = command(*words)
+    assert done.exit_code == 1 and "leave model.latent_space empty (--set model.latent_space=)" in str(done.exception)
+    assert command(*words, "--set", "model.latent_space=").exit_code == 0
+
+
+def test_a_cache_that_will_never_be_read_is_told(photos, codec, tmp_path, caplog):
+    for change, told in (({}, True), ({"data__crops_per_photo": 2}, False), ({"data__crop": "center"}, False)):
+        caplog.clear()
+        Trainer(recipe(data__cache=str(tmp_path / "cache"), **change), photos, tmp_path, teacher=codec, cpu=True)
+        assert ("set data.crops_per_photo" in caplog.text) == told
+
+
 def test_dry_run_of_what_would_not_fit_says_so_before_it_tries(photos):
     done = command(*MINI, "--data", photos, "--set", "data.size=8192", "--set", "data.batch=64")
     assert done.exit_code == 0, done.exception
@@ -107,7 +144,9 @@ def test_ctrl_c_tells_the_command_that_goes_on_to_the_same_result(photos, codec_
         finally:
             going.kill()
         said.seek(0)
-        hint = said.read().partition("go on with: ")[2].strip()
+        hint = said.read().rpartition("; go on with: ")[2].strip()
+    step = sorted(folder.glob("step-*"))[-1].name
+    assert int(step[5:]) % 2 or int(step[5:]) > 2  # saved when it was asked to stop, not only at the intervals
     assert not (folder / "small.safetensors").exists()
     _, *again = shlex.split(hint)
     done = command(*again)

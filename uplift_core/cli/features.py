@@ -89,7 +89,8 @@ def features(
         net = _random(network) if random_weights else model_for(network, model, offline or None)[0]
     done: list[tuple[Path, DenseFeatures]] = []
     failed: list[tuple[Path, str]] = []
-    table = Table("picture", "features", "method", "written to", box=None, pad_edge=False)
+    table = Table("picture", "features", "method", box=None, pad_edge=False)
+    table.add_column("written to", overflow="fold")
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         for source, made in jobs:

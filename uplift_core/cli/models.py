@@ -21,7 +21,8 @@ models = typer.Typer(no_args_is_help=True, help="List, inspect and download mode
 def list_models() -> None:
     """Known models, the files found on this machine, and where files are looked for."""
     out = Console()
-    table = Table("name", "latent space", "size", "where", box=None, pad_edge=False)
+    table = Table("name", "latent space", "size", box=None, pad_edge=False)
+    table.add_column("where", overflow="fold")
     for entry in registry.installed():
         size = entry.path.stat().st_size if entry.path else (entry.known.size_bytes if entry.known else 0)
         table.add_row(entry.name, entry.known.latent_space if entry.known else "", f"{size / 1e6:.0f} MB",
@@ -42,6 +43,8 @@ def info(path: str = typer.Argument(help="A weights file or a known name."),
         typer.echo(json.dumps(facts, indent=2))
         return
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in facts.items():
         if name not in ("config", "metadata"):
             table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
@@ -47,7 +50,7 @@ def _run(config: str, data: Path | None, out: Path | None, resume: bool, dry_run
          threads: int, tensorboard: bool, codec: bool) -> None:
     import torch
 
-    from ..training import Trainer, load_recipe
+    from ..training import Trainer, load_recipe, snapshots
     recipe = load_recipe(config, _changes(changes))
     if recipe.is_codec != codec:
         kind, command = ("a codec", "train-vae") if recipe.is_codec else ("an UPLiFT", "train")
@@ -65,24 +68,52 @@ def _run(config: str, data: Path | None, out: Path | None, resume: bool, dry_run
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("left {task.fields[left]}"))
+    first = recipe.name
+    if trainer.task.looks_first and not resume:
+        first += f"  looking at {trainer.task.measured_crops:,} crops first"
+    path: Path | None = None
     try:
-        with Progress(*columns, console=console, disable=not trainer.accelerator.is_main_process) as bar:
-            task = bar.add_task(recipe.name, total=trainer.steps, left="?")
-            path = trainer.run(resume=resume, progress=lambda p: bar.update(
+        with (_first_ctrl_c(console, trainer.world) as asked,
+              Progress(*columns, console=console, disable=not trainer.accelerator.is_main_process) as bar):
+            task = bar.add_task(first, total=trainer.steps, left="?")
+            path = trainer.run(resume=resume, should_stop=asked, progress=lambda p: bar.update(
                 task, completed=p.step, left=_time(p.seconds_left),
                 description=f"{recipe.name}  loss {p.loss:.4g}  {p.images_per_second:.1f} images/s"))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Cancelled):
         words = ["uplift", "train-vae" if codec else "train", config, "--data", str(data), "--out", str(folder)]
         words += [word for change in changes for word in ("--set", change)]
         words += ["--cpu"] * cpu + ["--threads", str(threads)] * bool(threads) + ["--tensorboard"] * tensorboard
-        console.print(f"[yellow]stopped[/]; go on with: {escape(shlex.join([*words, '--resume']))}", soft_wrap=True,
-                      highlight=False)
-        raise typer.Exit(130) from None
-    except Cancelled as stop:
-        console.print(str(stop))
+        saved = snapshots.found(folder)
+        said = (f"the last snapshot is {saved[-1].name}; go on with: {shlex.join([*words, '--resume'])}" if saved else
+                f"before there was a snapshot; begin anew with: {shlex.join(words)}")
+        if trainer.accelerator.is_main_process:
+            console.print(f"[yellow]stopped[/]: {escape(said)}", soft_wrap=True, highlight=False)
         raise typer.Exit(130) from None
     if trainer.accelerator.is_main_process:
-        Console().print(f"written to {escape(str(path))}", highlight=False)
+        Console().print(f"written to {escape(str(path))}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _first_ctrl_c(console: Console, processes: int) -> Iterator[Callable[[], bool] | None]:
+    """Within, the first Ctrl-C asks the run to save and stop after its step, as the function that comes says; the
+    second stops at once. Of several processes, which all would have to hear of it, every one does."""
+    if processes > 1:
+        yield None
+        return
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        console.print("stopping after this step; Ctrl-C again stops at once", highlight=False)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _changes(words: list[str]) -> dict[str, Any]:
@@ -119,7 +150,10 @@ def _show(trainer: Any) -> None:
     of = "all" if seen.read == plan.pictures else f"{seen.read:,}"
     wrong = f"{len(seen.broken)} cannot be; the first: {seen.broken[0]}" if seen.broken else "all can be"
     tell("pictures", f"{plan.pictures:,} (of {of} read now, {wrong})")
-    tell("steps", f"{plan.steps:,}")
+    if len(seen.broken) == seen.read == plan.pictures:
+        raise InputError(f"{trainer.photos.folder}: no picture in this folder can be read")
+    first = f", after a look at {trainer.task.measured_crops:,} crops" if trainer.task.looks_first else ""
+    tell("steps", f"{plan.steps:,}{first}")
     free = free_memory(device)
     tell("memory", f"about {_gb(plan.memory_bytes)} (estimated); {_gb(free)} free on {device}")
     if plan.more_bytes > free:

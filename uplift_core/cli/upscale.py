@@ -22,7 +22,7 @@ from ..loading import load
 from ..measure import peak_memory, start_peak
 from ..memory import parse_bytes
 from ..pictures import upscale_picture
-from ..registry import default_model
+from ..registry import default_model, lookup
 from ..upscaling import check_options, parse_tile, pins_pixels
 from ..vae import load_vae
 from ..version import __version__
@@ -55,17 +55,21 @@ def upscale(
     memory: str = typer.Option("", help="Working memory, like 4GB; default: most of what is free."),
     color_fix: str = typer.Option("mean", help="none, mean, adain or wavelet."),
     consistency: Optional[bool] = typer.Option(None, "--consistency/--no-consistency", help="Pin the result to the "
-                                               "pixels given (back-projection); default: with the bundled model."),
+                                               "pixels given (back-projection); default: with the bundled model, "
+                                               "and others of its VAE."),
     device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, xpu, mps."),
     dtype: str = typer.Option("auto", help="auto, fp32, fp16, bf16."),
     quality: int = typer.Option(95, min=1, max=100, help="Of JPEG and WebP."),
     overwrite: bool = typer.Option(False, help="Replace files that exist."),
     offline: bool = typer.Option(False, help="Never download."),
+    threads: int = typer.Option(0, min=0, help="CPU threads; 0 leaves it to torch."),
     max_pixels: int = typer.Option(MAX_PIXELS, help="Refuse larger pictures unread."),
 ) -> None:
     """Enlarge pictures. Existing files are kept unless --overwrite is given; the settings go into the new files."""
     console = Console(stderr=True)
     check_options(scale, color_fix)
+    if threads:
+        torch.set_num_threads(threads)
     budget = parse_bytes(memory or None)
     parse_tile(tile, 1)
     found = find_pictures(sources, out)
@@ -87,6 +91,9 @@ def upscale(
     check_spaces(net.config.latent_space, codec.latent_space, reason)
     if consistency is None:
         consistency = pins_pixels(net)
+        if consistency and (lookup(named) is None or Path(named).is_file()):
+            console.print("[yellow]note:[/] results are pinned to the pixels given, as for the bundled model; not so "
+                          "with --no-consistency", highlight=False)
     settings = {"version": __version__, "model": named, "vae": vae or net.config.latent_space, "scale": scale,
                 "seed": seed, "noise": noise, "color_fix": color_fix, "consistency": consistency,
                 "dtype": str(parameter.dtype).removeprefix("torch.")}
@@ -189,7 +196,8 @@ def _one(source: Path, target: Path, net: Any, codec: Any, options: dict[str, An
 
 
 def _summary(rows: list[Row], device: torch.device) -> None:
-    table = Table("picture", "size", "seconds", f"peak MB, {device.type}", "written to", box=None, pad_edge=False)
+    table = Table("picture", "size", "seconds", f"peak MB, {device.type}", box=None, pad_edge=False)
+    table.add_column("written to", overflow="fold")  # a path is there to be copied
     for row in rows:
         if row.error:
             table.add_row(escape(row.source.name), "[red]failed", f"{row.seconds:.1f}", "", f"[red]{escape(row.error)}")

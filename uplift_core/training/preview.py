@@ -22,14 +22,15 @@ def sheet(path: Path, columns: Mapping[str, Tensor]) -> None:
     reference = list(columns.values())[-1].cpu()
     b, _, height, width = reference.shape
     page = Image.new("RGB", (width * len(columns), (height + _TITLE) * b), "white")
-    draw = ImageDraw.Draw(page)
     for j, (name, batch) in enumerate(columns.items()):
         for i, image in enumerate(batch.cpu()):
             top = i * (height + _TITLE)
             pixels = image.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
             page.paste(Image.fromarray(pixels), (j * width, top + _TITLE))
             value = "" if j == len(columns) - 1 else f"  {psnr(image, reference[i]):.1f} dB"
-            draw.text((j * width + 2, top + 2), name + value, fill="black")
+            title = Image.new("RGB", (width, _TITLE), "white")  # of its own, so that no title runs into the next
+            ImageDraw.Draw(title).text((2, 2), name + value, fill="black")
+            page.paste(title, (j * width, top))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     page.save(part, "PNG")

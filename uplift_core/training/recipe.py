@@ -12,6 +12,7 @@ from typing import Any
 
 from ..config import PRESETS, ModelConfig
 from ..errors import ConfigError, MissingExtra
+from ..published import unknown_entry
 from ..vae.patchnet import PatchNetConfig
 from ..vae.spaces import LATENT_SPACES
 
@@ -225,6 +226,8 @@ def _check(recipe: Recipe) -> None:
     need(bool(recipe.model.preset or recipe.model.uplift), "set model.preset, or model.channels, model.patch and "
          "model.uplift")
     need(not (data.guides_decoded and recipe.teacher.backbone), "data.guides_decoded needs a VAE")
+    if wrong := unknown_entry(recipe.model.uplift):
+        raise ConfigError(f"{recipe.name}: model.uplift.{wrong}")
     config = recipe.model_config()
     need(config.step_factor == 2, f"the model enlarges {config.step_factor}x a step; this trainer wants 2x")
     smallest = config.patch * 2**max(data.depths)

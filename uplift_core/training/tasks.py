@@ -18,7 +18,7 @@ from ..config import ModelConfig
 from ..errors import InputError
 from ..loading import load
 from ..model import UPLiFT, imagenet_normalise
-from ..vae import LATENT_SPACES, Codec, check_pair, load_vae
+from ..vae import LATENT_SPACES, Codec, load_vae
 from ..vae.building import autoencoder
 from ..vae.codec import ModuleCodec, PatchCodec, TinyCodec
 from ..vae.patchnet import BlockStatistics, PatchNet
@@ -37,6 +37,10 @@ class Task(Protocol):
     objective: nn.Module
     measured_crops: int
     """How many crops ``prepare`` wants to see."""
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether a fresh run begins with a look at that many crops."""
 
     @property
     def network(self) -> nn.Module: ...
@@ -81,6 +85,9 @@ class UpliftTask:
         self.objective = self._wrap(model)
         self.cache = None
         if recipe.data.cache:
+            if recipe.data.crop == "random" and not recipe.data.crops_per_photo:
+                log.warning("data.cache: random crops never come again, so that nothing is found in the cache; set "
+                            "data.crops_per_photo, or data.crop to center")
             module = self.vae.module if isinstance(self.vae, ModuleCodec) else self.backbone.module  # type: ignore
             # A TAESD's latents are scaled as the latent space says that it is taken for.
             scaled = f":{self.vae.scaling_factor}:{self.vae.shift}" if self.vae else ""
@@ -98,7 +105,10 @@ class UpliftTask:
 
     def _check(self, config: ModelConfig) -> None:
         if self.vae:
-            check_pair(config.latent_space, self.vae.latent_space)
+            if config.latent_space and self.vae.latent_space not in ("", config.latent_space):
+                raise InputError(f"model.latent_space is '{config.latent_space}', and the teacher makes "
+                                 f"'{self.vae.latent_space}' latents; leave model.latent_space empty (--set "
+                                 "model.latent_space=), or name a VAE of that space as the teacher")
             if (config.channels, config.patch) != (self.vae.channels, self.vae.patch):
                 raise InputError(f"the VAE makes latents of {self.vae.channels} channels, patch {self.vae.patch}; the "
                                  f"model takes {config.channels}, patch {config.patch}")
@@ -125,8 +135,16 @@ class UpliftTask:
             return self.vae.encode(images, tile=None)
         return self.backbone.encode(images)  # type: ignore[union-attr]
 
+    @property
+    def _normalises(self) -> bool:
+        return self.recipe.latents.normalise and not self.recipe.model.start
+
+    @property
+    def looks_first(self) -> bool:
+        return self._normalises or self.recipe.model.linear_start
+
     def prepare(self, images: Callable[[], Iterator[Tensor]]) -> None:
-        if self.recipe.latents.normalise and not self.recipe.model.start:
+        if self._normalises:
             self._measure_latents(images())
         if self.recipe.model.linear_start:
             self._begin_linear(images)
@@ -277,8 +295,12 @@ class CodecTask:
     def network(self) -> PatchNet:
         return self.objective.net
 
+    @property
+    def looks_first(self) -> bool:
+        return not self.recipe.model.start
+
     def prepare(self, images: Callable[[], Iterator[Tensor]]) -> None:
-        if self.recipe.model.start:
+        if not self.looks_first:
             return
         statistics = BlockStatistics(self.network.config.patch)
         for batch in images():
@@ -344,7 +366,7 @@ class AutoencoderTask:
     """A diffusers ``AutoencoderTiny``, encoder and decoder together. Noise of std ``latents.augment`` on the latents
     makes the decoder bear the errors of an UPLiFT."""
 
-    measured_crops = 0
+    measured_crops, looks_first = 0, False
 
     def __init__(self, recipe: Recipe, device: torch.device):
         assert recipe.autoencoder is not None

@@ -103,7 +103,10 @@ class Trainer:
             if first_step > self.steps:
                 raise InputError(f"{last} is at step {first_step} already and the run is to end at {self.steps}: raise "
                                  "run.steps (or run.epochs), or use another --out")
-            self.broken.update(dict.fromkeys(notes.get("broken", ())))
+            if first_step == self.steps and self.accelerator.is_main_process:
+                log.warning("%s is the last step already: raise run.steps to go on from there", last)
+            if notes.get("pictures") == self._pictures():
+                self.broken.update(dict.fromkeys(notes.get("broken", ())))
             self._mean = _Mean(*notes.get("mean", ()))
             self.task.load(last / snapshots.WEIGHTS)
         else:
@@ -204,8 +207,8 @@ class Trainer:
         for part in ("model", "teacher", "codec", "autoencoder", "data", "latents", "optimizer", "run", "loss",
                      "loss_floor"):
             if changed := _changed(_plain(theirs.get(part)), _plain(ours.get(part)), part):
-                raise InputError(f"{snapshot} was made with another recipe: {changed}. Use the same recipe, or another "
-                                 "--out")
+                raise InputError(f"{snapshot} was made with another recipe: {changed}. Use the same recipe, with the "
+                                 "same --set options, or another --out")
         if not self.accelerator.is_main_process:
             return
         if notes.get("processes", self.world) != self.world:
