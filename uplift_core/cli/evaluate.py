@@ -13,9 +13,8 @@ from rich.table import Table
 from torch import Tensor
 
 from ..loading import load
-from ..registry import default_model
 from ..vae import load_vae
-from .pairs import check_names, check_spaces, vae_for
+from .pairs import check_spaces, choose_model, vae_for
 
 evaluation = typer.Typer(no_args_is_help=True, help="Measure quality against originals.")
 
@@ -43,10 +42,7 @@ def sr(
     from ..training.preview import sheet
 
     console = Console(stderr=True)
-    named, reason = (model, "") if model not in ("", "auto") else default_model()
-    if reason:
-        console.print(f"[yellow]note:[/] {reason}", highlight=False)
-    check_names(named, vae, reason)
+    named, reason = choose_model(model, vae, console)
     net = load(named, device=device)
     codec = load_vae(vae_for(net.config.latent_space, vae, reason), device=next(net.parameters()).device)
     check_spaces(net.config.latent_space, codec.latent_space, reason)

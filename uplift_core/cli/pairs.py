@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+
 from ..errors import InputError
-from ..registry import FULL, lookup
+from ..registry import FULL, default_model, lookup
 from ..vae import check_pair, named_space
 from ..vae.spaces import BACKBONE_SPACES, LATENT_SPACES
+
+
+def choose_model(model: str, vae: str, console: Console) -> tuple[str, str]:
+    """The model to load and why, if nobody named it (which is said); InputError if ``vae`` does not fit by name."""
+    named, reason = default_model() if model in ("", "auto") else (model, "")
+    if reason:
+        console.print(f"[yellow]note:[/] {reason}", highlight=False)
+    check_names(named, vae, reason)
+    return named, reason
 
 
 def check_names(model: str, vae: str, reason: str = "") -> None:

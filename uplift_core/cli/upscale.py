@@ -22,11 +22,11 @@ from ..loading import load
 from ..measure import peak_memory, start_peak
 from ..memory import parse_bytes
 from ..pictures import upscale_picture
-from ..registry import default_model, lookup
+from ..registry import lookup
 from ..upscaling import check_options, parse_tile, pins_pixels
 from ..vae import load_vae
 from ..version import __version__
-from .pairs import check_names, check_spaces, vae_for
+from .pairs import check_spaces, choose_model, vae_for
 
 
 @dataclass
@@ -77,13 +77,10 @@ def upscale(
     if out is None:
         found, again = _without_results(found, sources)
     jobs = _targets(found, out, scale)
-    named, reason = default_model() if model == "auto" else (model, "")
-    if reason:
-        console.print(f"[yellow]note:[/] {reason}", highlight=False)
+    named, reason = choose_model(model, vae, console)
     if again:
         console.print(f"[yellow]note:[/] left out {again} results of an earlier run (NAME_2x); name one to enlarge it "
                       "again", highlight=False)
-    check_names(named, vae, reason)
     net = load(named, device=device, dtype=dtype, offline=offline or None)
     parameter = next(net.parameters())
     codec = load_vae(vae_for(net.config.latent_space, vae, reason), device=parameter.device, dtype=parameter.dtype,

@@ -3,7 +3,6 @@ time and goes on to the same result. Devices, precision and several processes ar
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import multiprocessing
@@ -22,13 +21,13 @@ from ..errors import Cancelled, InputError, MissingExtra, UpliftError
 from ..memory import parse_bytes
 from ..version import __version__
 from . import snapshots
+from .log import Log, Mean, summary_writer
 from .photos import Photos, Positions
 from .recipe import Recipe
 from .tasks import AutoencoderTask, CodecTask, UpliftTask, make_task
 
 log = logging.getLogger(__name__)
 _CURES = "lower optimizer.lr, set optimizer.clip, or use run.precision fp32 or bf16"
-COLUMNS = ("step", "loss", "rate", "grad_norm", "images_per_second")
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,9 @@ class Trainer:
         self.photos = Photos(data, recipe.data, recipe.run.seed, parse_bytes(recipe.data.keep or None) or 0)
         self.tensorboard = tensorboard
         if tensorboard:
-            _summary_writer()
+            summary_writer()
         self.broken: dict[str, None] = {}
-        self._mean = _Mean()
+        self._mean = Mean()
         self.ema: dict[str, Tensor] = {}
 
     @property
@@ -107,7 +106,7 @@ class Trainer:
                 log.warning("%s is the last step already: raise run.steps to go on from there", last)
             if notes.get("pictures") == self._pictures():
                 self.broken.update(dict.fromkeys(notes.get("broken", ())))
-            self._mean = _Mean(*notes.get("mean", ()))
+            self._mean = Mean(*notes.get("mean", ()))
             self.task.load(last / snapshots.WEIGHTS)
         else:
             self.task.prepare(self._first_images)
@@ -129,7 +128,7 @@ class Trainer:
     def _loop(self, objective: Any, optimizer: Any, first_step: int, progress: Callable[[Progress], None] | None,
               should_stop: Callable[[], bool] | None) -> None:
         run, network = self.recipe.run, self.task.network
-        writer = _Log(self.out, first_step, self.tensorboard) if self.accelerator.is_main_process else None
+        writer = Log(self.out, first_step, self.tensorboard) if self.accelerator.is_main_process else None
         positions = Positions(self.recipe.data.batch, first_step, self.steps, self.rank, self.world)
         workers = self.recipe.data.workers
         # A worker ends when its parent does, which in a fork server (Python 3.14's default) lives on after a kill.
@@ -345,69 +344,6 @@ def _batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
         if not loader.num_workers:
             raise
         raise type(error)(str(error).rstrip().rpartition("\n")[2].partition(": ")[2]) from None
-
-
-def _summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise MissingExtra("tensorboard", "train", "Writing TensorBoard logs") from None
-    return SummaryWriter
-
-
-class _Mean:
-    """Of the losses since the last row of the log. It stays on the device until it is asked for."""
-
-    def __init__(self, total: float = 0.0, count: int = 0):
-        self._total: float | Tensor = total
-        self._count = count
-
-    def add(self, loss: Tensor) -> None:
-        self._total, self._count = self._total + loss.float(), self._count + 1
-
-    def take(self) -> float:
-        mean = float(self._total) / max(1, self._count)
-        self._total, self._count = 0.0, 0
-        return mean
-
-    def state(self) -> tuple[float, int]:
-        return float(self._total), self._count
-
-
-class _Log:
-    """``log.csv``, cut back to where a resumed run goes on, and TensorBoard beside it when wanted."""
-
-    def __init__(self, out: Path, first_step: int, tensorboard: bool):
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / "log.csv"
-        rows = []
-        if first_step and path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= first_step]
-        part = path.with_name(".log.csv.part")
-        with part.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
-        part.replace(path)
-        self.file = path.open("a", newline="", encoding="utf-8")
-        self.empty = not rows
-        self.board = None
-        if tensorboard:
-            self.board = _summary_writer()(str(out / "tensorboard"), purge_step=first_step + 1)
-
-    def row(self, step: int, loss: float, rate: float, norm: float, speed: float) -> None:
-        csv.writer(self.file).writerow([step, f"{loss:.8g}", f"{rate:.6g}", f"{norm:.4g}", f"{speed:.3g}"])
-        self.file.flush()
-        self.empty = False
-        if self.board is not None:
-            for name, value in (("loss", loss), ("rate", rate), ("grad_norm", norm), ("images_per_second", speed)):
-                self.board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self.file.close()
-        if self.empty:
-            Path(self.file.name).unlink(missing_ok=True)
-        if self.board is not None:
-            self.board.close()
 
 
 def _changed(theirs: Any, ours: Any, where: str) -> str:
