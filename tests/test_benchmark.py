@@ -3,13 +3,13 @@
 import copy
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 from PIL import Image
 
 from golden_cases import golden
+from quick_python import python
 from uplift_core.benchmark import FORMS, measure
 from uplift_core.checkpoints import save
 from uplift_core.cli import main
@@ -30,9 +30,8 @@ def model(tmp_path_factory):
 
 
 def bench(model, *words):
-    return subprocess.run([sys.executable, "-m", "uplift_core.cli", "bench", "--model", str(model), "--device", "cpu",
-                           "--threads", "1", *map(str, words)], capture_output=True, text=True,
-                          env={**os.environ, "COLUMNS": "200"})
+    return python("-m", "uplift_core.cli", "bench", "--model", model, "--device", "cpu", "--threads", 1, *words,
+                  env={**os.environ, "COLUMNS": "200"})
 
 
 def test_forms_sizes_and_another_program(model, tmp_path):

@@ -14,6 +14,7 @@ from skimage import data
 
 from command_line import here
 from golden_cases import golden
+from quick_python import python
 from uplift_core import load, load_vae, upscale_image
 from uplift_core.checkpoints import save
 from uplift_core.imageio import read_picture, read_settings
@@ -51,13 +52,12 @@ def options(home, *words):
             "--offline", "--device", "cpu"]
 
 
-def command(home, *words, run=subprocess.run, **more):
-    program = [sys.executable, "-c", "from uplift_core.cli import main; main()", *options(home, *words)]
-    return run(program, env={**os.environ, "COLUMNS": "300"}, **more)
+def command(home, *words):
+    return ["-c", "from uplift_core.cli import main; main()", *options(home, *words)]
 
 
 def test_a_folder_with_a_broken_file(home, photos, tmp_path):
-    done = command(home, photos, "-o", tmp_path / "out", "--seed", 3, capture_output=True, text=True)
+    done = python(*command(home, photos, "-o", tmp_path / "out", "--seed", 3), env={**os.environ, "COLUMNS": "300"})
     assert done.returncode == 1
     assert "broken.png" in done.stdout
     assert "empty (0 bytes)" in done.stdout
@@ -105,8 +105,8 @@ def test_interrupted_leaves_finished_files_whole(home, photos, tmp_path):
     big = Image.fromarray(data.astronaut()).resize((1500, 1500))
     big.save(photos / "z.png")
     out = tmp_path / "out"
-    going = command(home, photos / "_first.png", photos / "z.png", "-o", out, run=subprocess.Popen,
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    words = command(home, photos / "_first.png", photos / "z.png", "-o", out)
+    going = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 240  # on busy cores the program may take long to begin, and to look up
     while not (out / "_first.png").exists() and going.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)

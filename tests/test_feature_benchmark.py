@@ -2,21 +2,20 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
 from PIL import Image
 
+from quick_python import python
 from uplift_core.cli import main
 from uplift_core.feature_benchmark import METHODS, available, measure
 
 
 def bench(*words, **environment):
-    return subprocess.run([sys.executable, "-m", "uplift_core.cli", "bench", "features", "--device", "cpu", "--threads",
-                           "1", *map(str, words)], capture_output=True, text=True,
-                          env={**os.environ, "COLUMNS": "200", **environment})
+    return python("-m", "uplift_core.cli", "bench", "features", "--device", "cpu", "--threads", 1, *words,
+                  env={**os.environ, "COLUMNS": "200", **environment})
 
 
 def test_methods_and_sizes(tmp_path):

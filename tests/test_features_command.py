@@ -4,8 +4,6 @@ import io
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 
 from command_line import here
 from hub_standin import HubStandIn
+from quick_python import python
 from rule_weights import published_shapes, rule_state
 from uplift_core import load_features
 from uplift_core.features import feature_mask, pca_pictures, segment_picture, segments, similarity
@@ -28,14 +27,11 @@ WEIGHTS = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
 
 def run(folder, *words, **more):
-    return python(folder, "-m", "uplift_core.cli", "features", *map(str, words), "--backbone", "vit_tiny_patch16_224",
-                  **more)
+    return program(folder, "-m", "uplift_core.cli", "features", *words, "--backbone", "vit_tiny_patch16_224", **more)
 
 
-def python(folder, *words, **more):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **more}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=folder, env=environment,
-                          check=False)
+def program(folder, *words, **more):
+    return python(*words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **more})
 
 
 @pytest.mark.slow
@@ -135,10 +131,10 @@ def test_a_hub_out_of_reach_is_one_line_with_file_address_and_folder(tmp_path, a
 
 @pytest.mark.slow
 def test_a_hub_out_of_reach_from_python_is_quiet_and_names_the_hosts_folder(tmp_path, alone):
-    done = python(tmp_path, "-c", "from uplift_core.backbones import load_backbone\n"
-                  "from uplift_core.errors import DownloadError\n"
-                  "try:\n    load_backbone('dinov2-s14', folders=['host'])\n"
-                  "except DownloadError as error:\n    print(error)", **alone)
+    done = program(tmp_path, "-c", "from uplift_core.backbones import load_backbone\n"
+                   "from uplift_core.errors import DownloadError\n"
+                   "try:\n    load_backbone('dinov2-s14', folders=['host'])\n"
+                   "except DownloadError as error:\n    print(error)", **alone)
     assert done.returncode == 0 and not done.stderr
     for part in ("vit_small_patch14_dinov2.lvd142m/resolve/main/model.safetensors", alone["HF_ENDPOINT"],
                  "put it into host as vit_small_patch14_dinov2.lvd142m.safetensors"):
@@ -169,10 +165,10 @@ def test_the_uplift_of_a_backbone_is_found_by_itself(tmp_path, alone):
     vit = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
     save_file(vit.state_dict(), folder / "vit_small_patch14_dinov2.lvd142m.safetensors")
     words = ("-m", "uplift_core.cli", "features", "a.png", "--backbone", "dinov2-s14", "--scale", "2", "--save")
-    done = python(tmp_path, *words, "f.npy", **alone)
+    done = program(tmp_path, *words, "f.npy", **alone)
     assert done.returncode == 1 and "uplift_dinov2-s14.safetensors" in done.stderr and done.stderr.count("\n") == 1
     save_file(rule_state(published_shapes("dinov2-s14")), folder / "uplift_dinov2-s14.safetensors")
-    done = python(tmp_path, *words, "f.npy", "--offline", **alone)
+    done = program(tmp_path, *words, "f.npy", "--offline", **alone)
     assert done.returncode == 0, done.stderr
     found, made = np.load(tmp_path / "f.npy"), json.loads((tmp_path / "f.npy.json").read_text())
     assert found.shape == (384, 5, 6) and found.dtype == np.float16 and np.isfinite(found).all()

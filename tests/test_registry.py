@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from safetensors.torch import save, save_file
 
 from hub_standin import COMMIT, HubStandIn
+from quick_python import python
 from rule_weights import published_shapes, rule_state
 from uplift_core import hub, registry
 from uplift_core.assets import asset
@@ -40,7 +40,7 @@ def home(tmp_path, monkeypatch):
 
 
 def run(tmp_path: Path, code: str, url: str = "http://127.0.0.1:9", **env: str):
-    """What ``code`` puts into ``out``, run in a fresh Python, as huggingface_hub reads the environment once."""
+    """What ``code`` puts into ``out``, run in a Python of its own, as huggingface_hub reads the environment once."""
     program = ("import json, sys, time; time.sleep = lambda seconds: None; out = {}\n"
                "from uplift_core import registry, hub\nfrom uplift_core.errors import *\n"
                f"{textwrap.dedent(code)}\njson.dump(out, sys.stdout, default=str)")
@@ -48,8 +48,7 @@ def run(tmp_path: Path, code: str, url: str = "http://127.0.0.1:9", **env: str):
              and not k.lower().endswith("_proxy")}
     own = {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf"), "XDG_DATA_HOME": str(tmp_path / "data"),
            "HF_ENDPOINT": url, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False,
-                          env={**clean, **own, **env})
+    done = python("-c", program, env={**clean, **own, **env}, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -8,13 +8,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quick_python import python
 from uplift_core.errors import (
     Cancelled,
     CheckpointError,
@@ -300,15 +300,15 @@ def test_tiles_of_kl_are_close(codec):
 
 def test_auto_tiles_only_when_memory_is_short(codec):
     calls: list[tuple[int, int]] = []
-    z = latent(200, 210)
+    z = latent(140, 150)
     codec.decode(z, free_bytes=1 << 40, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(1, 1)]
-    need = codec.estimate_memory("decode", 400, 420)
-    tiles = codec.estimate_memory("decode", 400, 420, tile=256)
+    need = codec.estimate_memory("decode", 280, 300)
+    tiles = codec.estimate_memory("decode", 280, 300, tile=128)
     assert tiles < need
     calls.clear()
     codec.decode(z, free_bytes=tiles, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(i, 4) for i in range(1, 5)]
+    assert len(calls) > 1 and calls == [(i, len(calls)) for i in range(1, len(calls) + 1)]
 
 
 def test_estimate_grows_with_size_and_is_bounded_by_tiles(codec):
@@ -690,8 +690,7 @@ def run_offline(home: Path, names: list[str], **environment: str) -> dict[str, s
     env = {**os.environ, "HF_HOME": str(home), "PYTHONPATH": str(root), **environment}
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN"):
         env.pop(name, None)
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *names], env=env, capture_output=True, text=True, timeout=300,
-                          check=False)
+    done = python("-c", SCRIPT, *names, env=env)
     assert done.returncode == 0, done.stderr
     return dict(line.split("|", 1) for line in done.stdout.splitlines())
 

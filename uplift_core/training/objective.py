@@ -57,13 +57,16 @@ class MultiDepth(nn.Module):
         total = maps[0].new_zeros(())
         generator = torch.Generator().manual_seed(seed)
 
+        def drawn(shape: Sequence[int]) -> Tensor:  # where only shapes are computed, not gigabytes of numbers
+            return total.new_empty(shape) if total.is_meta else torch.randn(shape, generator=generator)
+
         def noise(shape: tuple[int, ...], step: int, site: str) -> Tensor:
-            return torch.randn(shape, generator=generator)
+            return drawn(shape)
 
         for depth in self.depths:
             start = maps[depth]
             if self.augment:
-                start = start + self.augment * torch.randn(start.shape, generator=generator).to(start)
+                start = start + self.augment * drawn(start.shape).to(start)
             results = self.model(guides[depth], start, depth, noise=noise, return_steps=True, form="plain")
             for step, result in enumerate(results):
                 total = total + distance(result, maps[depth - 1 - step], self.loss, self.floor)
