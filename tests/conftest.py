@@ -15,11 +15,16 @@ import torch
 torch.set_num_threads(int(os.environ.get("UPLIFT_TEST_THREADS", "1")))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    """What ``--dist loadgroup`` leaves to one process: a file, and all files of a host, which starts once for them."""
-    if config.pluginmanager.hasplugin("xdist"):
-        hosts = Path(__file__).parent / "hosts"
-        for item in items:
-            within = item.path.relative_to(hosts).parts if item.path.is_relative_to(hosts) else ()
-            item.add_marker(pytest.mark.xdist_group(within[0] if within else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With ``--dist loadfile`` a host's files go to one process, so that the host starts once for them."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadHostScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = Path(super()._split_scope(nodeid))
+            return str(file.parent if file.parent.parent.name == "hosts" else file)
+
+    return LoadHostScheduling(config, log)
