@@ -16,8 +16,9 @@ from .noise import NoNoise
 from .resample import Span, reads, sample
 from .windowed import whole
 
-_KEPT_BY_TORCH = 64 << 20
-"""About what torch's cache of convolutions on a CPU grows to, as windows at borders have shapes of their own."""
+_KEPT_BY_TORCH = 112 << 20
+"""About what torch's cache of convolutions on a CPU grows to, as windows at borders have shapes of their own, and what
+large pages round up."""
 
 
 class UpliftWindows:
