@@ -24,7 +24,7 @@ def python(*words: object, cwd: Path | None = None, env: dict[str, str] | None =
            timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """``python WORDS`` (a program after -c or a module after -m, and their arguments); its output as text."""
     command = [sys.executable, *map(str, words)]
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    if not sys.platform.startswith("linux"):  # elsewhere a fork may not survive its libraries
         return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=timeout, check=False)
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
