@@ -31,6 +31,12 @@ def distance(prediction: Tensor, target: Tensor, loss: str, floor: float = 1e-4)
     return 1 - F.cosine_similarity(prediction, target, dim=1).mean()
 
 
+def drawn(shape: Sequence[int], generator: torch.Generator, like: Tensor) -> Tensor:
+    """Normal numbers from the CPU, the same for every device; where ``like`` is a shape alone, a shape alone: a plan's
+    batch may be larger than memory."""
+    return like.new_empty(shape) if like.is_meta else torch.randn(shape, generator=generator)
+
+
 class MultiDepth(nn.Module):
     """The objective as one module, so that distributed training sees a single forward pass.
 
@@ -57,16 +63,13 @@ class MultiDepth(nn.Module):
         total = maps[0].new_zeros(())
         generator = torch.Generator().manual_seed(seed)
 
-        def drawn(shape: Sequence[int]) -> Tensor:  # where only shapes are computed, not gigabytes of numbers
-            return total.new_empty(shape) if total.is_meta else torch.randn(shape, generator=generator)
-
         def noise(shape: tuple[int, ...], step: int, site: str) -> Tensor:
-            return drawn(shape)
+            return drawn(shape, generator, total)
 
         for depth in self.depths:
             start = maps[depth]
             if self.augment:
-                start = start + self.augment * drawn(start.shape).to(start)
+                start = start + self.augment * drawn(start.shape, generator, start).to(start)
             results = self.model(guides[depth], start, depth, noise=noise, return_steps=True, form="plain")
             for step, result in enumerate(results):
                 total = total + distance(result, maps[depth - 1 - step], self.loss, self.floor)

@@ -24,7 +24,7 @@ from ..vae.codec import ModuleCodec, PatchCodec, TinyCodec
 from ..vae.patchnet import BlockStatistics, PatchNet
 from .latent_cache import LatentCache, fingerprint
 from .linear_start import begin, fit_readout
-from .objective import MultiDepth, distance, pyramid
+from .objective import MultiDepth, distance, drawn, pyramid
 from .preview import sheet
 from .recipe import Recipe
 
@@ -261,7 +261,8 @@ class _CodecLoss(nn.Module):
         if self.augment:
             generator = torch.Generator().manual_seed(seed)
             strength = self.augment * torch.rand(len(latent), 1, 1, 1, generator=generator)
-            latent = latent + (strength * torch.randn(latent.shape, generator=generator)).to(latent)
+            noise = drawn(latent.shape, generator, latent)
+            latent = latent + (strength.to(noise.device) * noise).to(latent)
         unit = self.net.get_buffer("residual_std")
         return distance(self.net.decode(latent) / unit, images / unit, self.loss, self.floor)
 
@@ -357,7 +358,7 @@ class _AutoencoderLoss(nn.Module):
             held = F.mse_loss(latent[:, :3].float(), F.avg_pool2d(signed, self.part.patch))
         if self.augment:
             generator = torch.Generator().manual_seed(seed)
-            latent = latent + self.augment * torch.randn(latent.shape, generator=generator).to(latent)
+            latent = latent + self.augment * drawn(latent.shape, generator, latent).to(latent)
         decoded = self.module.decode(latent).sample  # type: ignore[operator]
         return distance(decoded, signed, self.loss, self.floor) + self.part.anchor * held
 
