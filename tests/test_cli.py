@@ -124,6 +124,12 @@ def test_interrupted_leaves_finished_files_whole(home, photos, tmp_path):
     assert json.dumps(read_settings(out / "_first.png"))
 
 
+def test_info_of_a_known_model_that_is_not_here_says_what_to_do(monkeypatch, capfd, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    code, _, said = here(monkeypatch, capfd, "models", "info", "dinov2-s14")
+    assert code == 1 and "dinov2-s14 is not on this machine yet: uplift models download dinov2-s14" in said
+
+
 def test_models(home, monkeypatch, capfd):
     code, said, _ = here(monkeypatch, capfd, "models", "info", home / "model.safetensors", "--json")
     assert code == 0 and json.loads(said)["parameters"] == 72021

@@ -1,6 +1,7 @@
 """The model through its public door: the config language, forms that agree, inputs that do not fit."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -147,13 +148,62 @@ class Counting:
         pass
 
 
+class NoConv2d(nn.Module):
+    """A host's layer that is no torch.nn.Conv2d."""
+
+    def __init__(self, channels, out, kernel, stride=1, padding=0, bias=True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out, channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.empty(out)) if bias else None
+        self.stride, self.padding = (stride, stride), (padding, padding)
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+
+class Patched(nn.Conv2d):
+    """A host's layer that changes its weights as it uses them."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight * 1.5, self.bias)
+
+
+@pytest.mark.parametrize("kind", [NoConv2d, Patched])
+@pytest.mark.parametrize("name", ["small-vae_attender9", "sd15-vae_2x", "dinov3-splus16_16x"])
+def test_every_form_calls_the_hosts_layers(name, kind):
+    case = golden(name)
+    operations = SimpleNamespace(Conv2d=kind, ConvTranspose2d=nn.ConvTranspose2d, LayerNorm=nn.LayerNorm)
+    model = UPLiFT(case.model.config, operations).eval().requires_grad_(False)
+    model.load_state_dict(case.model.state_dict())
+    plain, fast = (model(case.image, case.latent, noise=case.noise(), form=form) for form in ("plain", "fast"))
+    assert difference(fast, plain) < TOLERANCE
+    same = difference(plain, case.model(case.image, case.latent, noise=case.noise(), form="plain"))
+    assert same == 0 if kind is NoConv2d else same > 0.1
+
+
+def test_a_parametrized_layer_is_used_as_it_is():
+    case = golden("sd15-vae_2x")
+    model = copy.deepcopy(case.model)
+    nn.utils.parametrizations.weight_norm(model.encoder.block_4.blocks[-1].conv[0])
+    assert difference(model(case.image, case.latent, form="fast"), model(case.image, case.latent, form="plain")) < 1e-4
+
+
+def test_a_hook_on_a_layer_runs_in_every_form():
+    case = golden("sd15-vae_2x")
+    model = copy.deepcopy(case.model)
+    for part in model.modules():
+        if isinstance(part, nn.Conv2d):
+            part.register_forward_hook(lambda module, given, made: made * 1.1)
+    assert difference(model(case.image, case.latent, form="fast"), model(case.image, case.latent, form="plain")) < 1e-4
+
+
 def test_operations_are_the_hosts_own():
     case = golden("small-vae_attender9")
     model = UPLiFT(case.model.config, operations=Counting).eval().requires_grad_(False)
     model.load_state_dict(case.model.state_dict())
     kinds = {type(m) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.LayerNorm, nn.ConvTranspose2d))}
     assert kinds == {Counting.Conv2d, Counting.LayerNorm, Counting.ConvTranspose2d}
-    assert torch.equal(model(case.image, case.latent), case.model(case.image, case.latent))
+    assert difference(model(case.image, case.latent), case.model(case.image, case.latent)) < TOLERANCE
     assert Counting.Conv2d.calls > 0  # the host's forward ran, not only its weights
 
 
@@ -192,3 +242,18 @@ def test_configs_that_make_no_model(change, says):
 def test_foreign_weights_are_no_uplift():
     with pytest.raises(ConfigError, match="not the weights of an UPLiFT"):
         ModelConfig.from_state_dict({"model.diffusion_model.out.2.weight": torch.zeros(4, 320, 3, 3)})
+
+
+@pytest.mark.parametrize("outsize", [9, (0, 9), (-3, 9), (9, 9, 9), ("a", 2)])
+def test_a_bad_outsize_is_said_before_any_work(outsize):
+    case = golden("small-vae_attender9")
+    with pytest.raises(InputError, match="expected .rows, columns."):
+        case.model(case.image, case.latent, outsize=outsize)
+
+
+@pytest.mark.parametrize("metadata", [{"latent_space": "dinov2-s14"}, {"patch": "14"}])
+def test_metadata_tells_the_two_dino_models_apart(metadata):
+    with torch.device("meta"):
+        state = UPLiFT(PRESETS["dinov2-s14"]).state_dict()
+    assert ModelConfig.from_state_dict(state) == PRESETS["dinov3-splus16"]
+    assert ModelConfig.from_state_dict(state, metadata) == PRESETS["dinov2-s14"]

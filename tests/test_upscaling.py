@@ -133,6 +133,11 @@ def test_auto_tiles_fit_a_small_budget(model, caplog):
     ({"tile": 7}, "at least 8"), ({"tile": "wide"}, "auto, off"), ({"tile": 0}, "at least 8"), ({"tile": -64}, "least"),
     ({"noise_strength": -0.1}, "at least 0"), ({"noise_strength": float("nan")}, "at least 0"),
     ({"memory_budget": "much"}, "expected an amount"), ({"memory_budget": 0}, "more than nothing"),
+    ({"memory_budget": float("nan")}, "a limit"), ({"memory_budget": float("inf")}, "a limit"),
+    ({"noise_strength": None}, "at least 0"), ({"noise_strength": "1"}, "at least 0"), ({"seed": None}, "whole number"),
+    ({"tile": 32.5}, "auto, off"), ({"tile": float("inf")}, "auto, off"),
+    ({"latents": torch.zeros(1, 4, 5, 7, dtype=torch.int64)}, "floating-point numbers"),
+    ({"image": torch.zeros(1, 3, 40, 56, dtype=torch.uint8)}, "floating-point numbers in .0, 1."),
 ])
 def test_latents_that_do_not_fit_are_refused(model, changes, words):
     latents, image = latent_case()
@@ -215,6 +220,15 @@ def test_deep_gray_and_turned_pil_pictures(model):
     assert upscale_image(model, PlainCodec(), turned, scale=2).size == (40, 56)
     with pytest.raises(InputError, match="mode 'F'"):
         upscale_image(model, PlainCodec(), Image.new("F", (16, 16)), scale=2)
+
+
+def test_invisible_colours_do_not_bleed_into_edges(model):
+    pixels = np.zeros((16, 16, 4), np.uint8)
+    pixels[4:12, 4:12] = 255, 0, 0, 255
+    for mode in ("RGBA", "RGBa"):
+        made = upscale_image(model, CODEC, Image.fromarray(pixels).convert(mode), scale=2, consistency=True)
+        expected = upscale_image(model, CODEC, Image.new("RGB", (16, 16), (255, 0, 0)), scale=2, consistency=True)
+        assert made.mode == "RGBA" and np.array_equal(np.asarray(made)[..., :3], np.asarray(expected))
 
 
 def test_alpha_is_enlarged_separately(model):

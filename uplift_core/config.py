@@ -244,6 +244,9 @@ class ModelConfig:
         shapes = {key: tuple(value.shape) for key, value in state.items()}
         config = read_shapes(shapes)
         if metadata:
+            of_dinov2 = metadata.get("latent_space") == "dinov2-s14" or str(metadata.get("patch")) == "14"
+            if config == PRESETS["dinov3-splus16"] and of_dinov2:  # which has the same shapes
+                config = PRESETS["dinov2-s14"]
             if "patch" in metadata and str(metadata["patch"]).isdigit():
                 config = replace(config, patch=int(metadata["patch"]))
             config = replace(config, latent_space=metadata.get("latent_space", config.latent_space))

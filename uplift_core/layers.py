@@ -69,7 +69,7 @@ class ConvBlock(nn.Module):
         if group.one_by:
             layers.append(operations.Conv2d(cout, cout, 1))
         self.conv = nn.Sequential(*layers)
-        self.norm, self.residual, self.stride = group.norm, group.residual, group.stride
+        self.norm, self.residual, self.stride, self.closes = group.norm, group.residual, group.stride, group.one_by
 
     def stages(self) -> list[tuple[Any, Any]]:
         """The 3x3 convolutions, each with the norm that follows it."""
@@ -77,7 +77,7 @@ class ConvBlock(nn.Module):
 
     @property
     def one_by(self) -> Any:
-        return self.conv[-1] if isinstance(self.conv[-1], nn.Conv2d) else None
+        return self.conv[-1] if self.closes else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = x

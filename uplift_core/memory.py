@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -29,8 +30,8 @@ def parse_bytes(text: str | int | float | None) -> int | None:
         if not m or m[1].count(".") > 1 or m[1] == ".":
             raise InputError(f"memory is {text!r}; expected an amount like 800MB or 4GB")
         amount = float(m[1]) * _UNITS[m[2].upper()]
-    if amount <= 0:
-        raise InputError(f"memory is {text!r}; expected more than nothing")
+    if not 0 < amount < math.inf:
+        raise InputError(f"memory is {text!r}; expected more than nothing, and a limit")
     return int(amount)
 
 

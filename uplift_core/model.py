@@ -109,6 +109,16 @@ def combine(x: Tensor, f: Tensor, sampling: str, noise: Noise, step: int, site: 
     return torch.cat(parts, 1)
 
 
+def _size(outsize: Any) -> tuple[int, int]:
+    try:
+        rows, columns = (int(n) for n in outsize)
+    except (TypeError, ValueError):
+        rows = columns = 0
+    if rows < 1 or columns < 1:
+        raise InputError(f"outsize is {outsize!r}; expected (rows, columns), two whole numbers of at least 1")
+    return rows, columns
+
+
 class UPLiFT(nn.Module):
     """The model. State-dict keys are those of the published checkpoints.
 
@@ -157,6 +167,8 @@ class UPLiFT(nn.Module):
         Returns ``b c 2^steps h 2^steps w``, or with return_steps the results of all steps. Raises InputError.
         """
         self._check(image, latent, steps, form)
+        if outsize is not None:
+            outsize = _size(outsize)
         source = as_noise(noise)
         if form == "auto":
             form = "plain" if self.training or self._wants_gradients(image, latent) else "fast"
@@ -167,7 +179,7 @@ class UPLiFT(nn.Module):
         else:
             results = self._plain(image, latent, steps, source)
         if outsize is not None:
-            results[-1] = antialias(results[-1], (int(outsize[0]), int(outsize[1])))
+            results[-1] = antialias(results[-1], outsize)
         return results if return_steps else results[-1]
 
     # -- the plain form --------------------------------------------------------------------------------------------

@@ -37,13 +37,16 @@ class NoNoise:
         return None
 
 
+_NUMBER = (int, float, np.integer, np.floating)
+
+
 class SeededNoise:
     """The field of a seed; item i of a batch has the field of ``seed + i``. ``strength`` scales it (0: none)."""
 
     def __init__(self, seed: int, strength: float = 1.0):
-        if not np.isfinite(strength) or strength < 0:
+        if not isinstance(strength, _NUMBER) or not np.isfinite(strength) or strength < 0:
             raise InputError(f"noise_strength is {strength}; expected a number of at least 0 (1 is the trained one)")
-        if isinstance(seed, str) or seed != int(seed):
+        if not isinstance(seed, _NUMBER) or not np.isfinite(seed) or seed != int(seed):
             raise InputError(f"seed is {seed!r}; expected a whole number")
         self.seed, self.strength = int(seed), float(strength)
 

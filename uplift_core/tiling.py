@@ -45,6 +45,9 @@ def estimate_memory(model: UPLiFT, height: int, width: int, scale: int, tile: in
     """
     engine = Engine(model)
     patch = model.config.patch
+    if height < 1 or width < 1 or not (tile is None or isinstance(tile, int) and tile >= patch):
+        raise InputError(f"a guide of {height} x {width} pixels in tiles of {tile!r}: expected sides of at least 1, "
+                         f"and None or a tile of at least {patch} pixels")
     shape = (-(-height // patch), -(-width // patch))
     return _estimate(engine, shape, (height, width), steps_for(model, scale), tile, DTYPE_BYTES.get(dtype, 4), batch)
 

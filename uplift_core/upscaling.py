@@ -46,6 +46,9 @@ def upscale_latents(model: UPLiFT, latents: Tensor, image: Tensor, *, scale: int
     steps = steps_for(model, scale)
     if image.ndim != 4 or image.shape[1] != 3:
         raise InputError(f"the guide image has shape {tuple(image.shape)}; expected b 3 H W in [0, 1]")
+    for name, values, unit in (("guide image", image, "numbers in [0, 1]"), ("latents", latents, "numbers")):
+        if not values.is_floating_point():
+            raise InputError(f"the {name} has the type {values.dtype}; expected floating-point {unit}")
     if latents.ndim != 4 or latents.shape[1] != config.channels or 0 in latents.shape:
         raise InputError(f"the latents have shape {tuple(latents.shape)}; this model enlarges b {config.channels} h w")
     expected = tuple(n * config.patch for n in latents.shape[2:])
@@ -82,7 +85,7 @@ def parse_tile(tile: str | int | None, patch: int) -> str | int | None:
         if not text.isdigit():
             raise InputError(f"tile is {tile!r}; expected auto, off or a side in pixels")
         tile = int(text)
-    if tile is not None and (isinstance(tile, bool) or tile < patch):
+    if tile is not None and (isinstance(tile, bool) or not isinstance(tile, (int, np.integer)) or tile < patch):
         raise InputError(f"tile is {tile!r}; expected auto, off or a side of at least {patch} pixels")
     return tile
 
@@ -213,12 +216,16 @@ def _from_array(image: np.ndarray) -> tuple[Tensor, Callable[[Tensor], np.ndarra
 def _from_pil(image: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     from PIL import Image, ImageOps
 
+    from .imageio import fill_transparent
+
     image = ImageOps.exif_transpose(image)  # what comes back has no EXIF that could turn it later
     if image.mode in ("I;16", "I;16B", "I;16L"):
         return _from_deep_gray(image)
     if image.mode in ("I", "F"):
         raise InputError(f"the picture has mode {image.mode!r}, whose range is unknown; convert it to a NumPy array of "
                          "floats in [0, 1], H W 3")
+    if image.mode in ("RGBa", "La"):
+        image = image.convert(image.mode.upper())
     has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     alpha = image.convert("RGBA").getchannel("A") if has_alpha else None
     try:
@@ -226,6 +233,8 @@ def _from_pil(image: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     except ValueError:
         raise InputError(f"the picture has mode {image.mode!r}; convert it to RGB or RGBA first") from None
     low = torch.from_numpy(rgb / 255).permute(2, 0, 1)[None]
+    if alpha is not None:
+        low = fill_transparent(low[0], torch.from_numpy(np.array(alpha, np.float32))[None])[None]
     gray = image.mode in ("L", "LA", "1")
 
     def back(y: Tensor) -> Any:

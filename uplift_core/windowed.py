@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from . import winograd
 from .kept import once
@@ -163,7 +164,7 @@ def run(module: nn.Module, m: Map, y: Span, x: Span) -> Map:
         return _run_down(module, m, y, x)
     if isinstance(module, (UpBlock, TransposeConv)):
         return _run_up(module, m, y, x)
-    if isinstance(module, nn.Conv2d):  # a 1x1 convolution
+    if getattr(module, "weight", None) is not None:  # a 1x1 convolution, of whatever class
         return Map(pointwise(module, m.cut(y, x)), y, x)
     return Map(m.cut(y, x), y, x)
 
@@ -262,7 +263,7 @@ def _conv_norm_relu(conv: Any, norm: Any, kind: str, m: Map, y: Span, x: Span,
 
 
 def _norm_relu(conv: Any, norm: Any, kind: str, compute: Callable[[Any], Tensor]) -> Tensor:
-    if kind == "batch" and FAST.fold_batch_norm:
+    if kind == "batch" and FAST.fold_batch_norm and as_written(conv, nn.Conv2d) and as_written(norm, nn.BatchNorm2d):
         return compute(once(conv, "folded", lambda: fold(conv, norm))).relu_()
     data = compute(conv)
     if kind == "batch":
@@ -279,6 +280,19 @@ def _compiled_norm_relu() -> Any:
         return torch.relu(y).permute(0, 3, 1, 2)
 
     return torch.compile(norm_relu, dynamic=True)
+
+
+def as_written(layer: Any, plain: type[nn.Module]) -> bool:
+    """Whether the layer computes what its weights say, as ``plain`` does, so that its weights may be used without it.
+
+    Not with a host's own forward, hooks or parametrizations: those are called. ComfyUI's layers are, when no function
+    waits for their weights."""
+    if layer._forward_hooks or layer._forward_pre_hooks or is_parametrized(layer):
+        return False
+    if type(layer).forward is plain.forward:
+        return True
+    return hasattr(layer, "comfy_cast_weights") and not any(
+        getattr(layer, f"{name}_function", ()) for name in ("weight", "bias", "weight_lowvram", "bias_lowvram"))
 
 
 def fold(conv: Any, norm: Any) -> Any:
@@ -319,7 +333,8 @@ def convolve(conv: Any, m: Map, y: Span, x: Span, stride: tuple[int, int] = (1, 
 def pointwise(conv: Any, x: Tensor) -> Tensor:
     """A 1x1 convolution; on the CPU as one matrix product, which torch's own choice of kernel often is not."""
     weight = conv.weight
-    if not FAST.channels_last or x.device.type != "cpu" or weight.device != x.device or weight.dtype != x.dtype:
+    if (not FAST.channels_last or x.device.type != "cpu" or weight.device != x.device or weight.dtype != x.dtype
+            or not as_written(conv, nn.Conv2d)):
         return conv(x)
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
@@ -333,6 +348,8 @@ def reshaped(conv: Any, stride: tuple[int, int], padding: tuple[int, int]) -> An
     """The same convolution (its weights shared, its class a host's own perhaps) with another stride and padding."""
     if tuple(conv.stride) == stride and tuple(conv.padding) == padding:
         return conv
+    if is_parametrized(conv):  # such a module cannot be copied
+        return lambda data: F.conv2d(data, conv.weight, conv.bias, stride, padding)
     other = copy.copy(conv)
     other.stride, other.padding = stride, padding
     return other
@@ -341,7 +358,7 @@ def reshaped(conv: Any, stride: tuple[int, int], padding: tuple[int, int]) -> An
 def _takes_winograd(conv: Any, data: Tensor, pixels: int) -> bool:
     weight = conv.weight
     return (FAST.winograd and data.device.type == "cpu" and weight.device == data.device
-            and data.dtype == weight.dtype == torch.float32
+            and data.dtype == weight.dtype == torch.float32 and as_written(conv, nn.Conv2d)
             and winograd_pays(weight.shape[0], weight.shape[1], pixels))
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from .. import registry
 from ..devices import choose_device
+from ..errors import InputError
 
 models = typer.Typer(no_args_is_help=True, help="List, inspect and download models.")
 
@@ -38,6 +39,8 @@ def info(path: str = typer.Argument(help="A weights file or a known name."),
          as_json: bool = typer.Option(False, "--json", help="All of it, as JSON.")) -> None:
     """What a weights file holds."""
     found = registry.find(path)
+    if found is None and path in registry.KNOWN and not Path(path).exists():
+        raise InputError(f"{path} is not on this machine yet: uplift models download {path}")
     facts = registry.describe(found if found is not None else Path(path))
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
