@@ -160,19 +160,17 @@ def config_and_source(weights: Weights) -> tuple[ModelConfig, str]:
         config = ModelConfig.from_metadata(weights.metadata)
         if config is not None:
             return config, "metadata"
-        config = ModelConfig.from_state_dict(weights.state)
+        config = ModelConfig.from_state_dict(weights.state, weights.metadata)
     except (ConfigError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as bad:
         raise CheckpointError(f"{weights.path} does not fit: {bad}. Save it again in full, or choose a file made for "
                               "UPLiFT") from None
-    patch, space = weights.metadata.get("patch", ""), weights.metadata.get("latent_space", "")
-    if config == PRESETS["dinov3-splus16"]:
-        hints = (space == "dinov2-s14", patch == "14") if space or patch else ("dinov2" in weights.path.name.lower(),)
-        if any(hints):
-            config = PRESETS["dinov2-s14"]
-    source = next((f"known model {name}" for name, preset in PRESETS.items() if preset == config), "shapes")
-    if patch.isdigit() and int(patch) > 0:
-        config = replace(config, patch=int(patch))
-    return replace(config, latent_space=space or config.latent_space), source
+    told = weights.metadata.get("patch") or weights.metadata.get("latent_space")
+    if config == PRESETS["dinov3-splus16"] and not told and "dinov2" in weights.path.name.lower():
+        config = PRESETS["dinov2-s14"]
+    nearest = sorted(PRESETS.items(), key=lambda known: known[1] != config)  # the DINO models have equal shapes
+    source = next((f"known model {name}" for name, preset in nearest
+                   if config == replace(preset, patch=config.patch, latent_space=config.latent_space)), "shapes")
+    return config, source
 
 
 def config_for(weights: Weights) -> ModelConfig:

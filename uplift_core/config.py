@@ -247,9 +247,10 @@ class ModelConfig:
             of_dinov2 = metadata.get("latent_space") == "dinov2-s14" or str(metadata.get("patch")) == "14"
             if config == PRESETS["dinov3-splus16"] and of_dinov2:  # which has the same shapes
                 config = PRESETS["dinov2-s14"]
-            if "patch" in metadata and str(metadata["patch"]).isdigit():
-                config = replace(config, patch=int(metadata["patch"]))
-            config = replace(config, latent_space=metadata.get("latent_space", config.latent_space))
+            patch = str(metadata.get("patch", ""))
+            if patch.isdigit() and int(patch) > 0:
+                config = replace(config, patch=int(patch))
+            config = replace(config, latent_space=metadata.get("latent_space") or config.latent_space)
         return config
 
 
