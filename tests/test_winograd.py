@@ -63,7 +63,7 @@ def test_a_map_worked_through_in_strips():
     """Wide maps are cut into several strips of rows (see the chunk size in bytes)."""
     x = torch.randn(1, 128, 40, 200).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(128, 128, 3, 3) / 34
-    assert module._CHUNK_BYTES < 36 * 128 * 4 * 50 * 10  # fewer than the ten rows of tiles at a time
+    assert 50 <= module._TILES < 50 * 10  # fewer than the ten rows of tiles at a time
     assert difference(module.convolve([x], module.filters(weight), (1, 1, 1, 1)).double(),
                       exact(x, weight, (1, 1, 1, 1))) < TOLERANCE / 4
 

@@ -1,10 +1,5 @@
 """UPLiFT: sharp 2x, 4x and 8x enlargement of latents and features, guided by the image (arXiv 2601.17950)."""
 
-# ruff: noqa: E402
-from .heap import use_large_pages
-
-use_large_pages()  # before any module makes a tensor
-
 from .color import match_color
 from .config import PRESETS, ModelConfig
 from .consistency import back_project

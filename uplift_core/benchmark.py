@@ -77,13 +77,14 @@ def measure(model: str, form: str, image: int, steps: int, *, device: str = "aut
         picture = torch.rand(1, 3, side * config.patch, side * config.patch)
         latent = torch.randn(1, config.channels, side, side)
         base = peak_memory(where)
-        times, estimate = [], 0
-        if where.type != "cpu":  # the first run loads and chooses kernels
-            _run(net, form, picture, latent, steps, tile, parse_bytes(memory), where)
-        for _ in range(runs):
-            begun = time.perf_counter()
-            estimate = _run(net, form, picture, latent, steps, tile, parse_bytes(memory), where)
-            times.append(time.perf_counter() - begun)
+        times: list[float] = []
+        job = Job(net, picture.to(where), latent.to(where), steps, SeededNoise(0))
+        with fast_forms(**FORMS[form]):
+            chosen: int | None = choose_tile(job, parse_bytes(memory)) if tile == "auto" else tile  # type: ignore
+            if where.type != "cpu":  # the first run loads and chooses kernels
+                _seconds(job, form, chosen, where)
+            times += [_seconds(job, form, chosen, where) for _ in range(runs)]
+            estimate = 0 if form == "plain" else _estimate(job, chosen)
     return Measurement(model, form, image, steps, side * side, statistics.median(times), peak_memory(where), base,
                        estimate)
 
@@ -92,23 +93,27 @@ def _config(model: str) -> ModelConfig:
     return PRESETS[model] if model in PRESETS else load(model, device="cpu").config
 
 
-def _run(net: UPLiFT, form: str, picture: torch.Tensor, latent: torch.Tensor, steps: int, tile: str | int | None,
-         memory: int | None, where: torch.device) -> int:
-    estimate = 0
+def _seconds(job: Job, form: str, tile: int | None, where: torch.device) -> float:
+    """Of one run, until its result is there."""
+    begun = time.perf_counter()
     if form == "plain":
-        dtype = next(net.parameters()).dtype
-        net(picture.to(where, dtype), latent.to(where, dtype), steps, form="plain")
+        dtype = next(job.model.parameters()).dtype
+        result = job.model(job.image.to(dtype), job.latent.to(dtype), job.steps, form="plain")
     else:
-        with fast_forms(**FORMS[form]):
-            job = Job(net, picture, latent, steps, SeededNoise(0))
-            chosen: int | None = choose_tile(job, memory) if tile == "auto" else tile  # type: ignore[assignment]
-            result = run(job, chosen)
-            estimate = result.numel() * result.element_size() + estimate_memory(
-                net, picture.shape[2], picture.shape[3], net.config.step_factor**steps, chosen,
-                next(net.parameters()).dtype)
+        result = run(job, tile)
     if where.type != "cpu":
         getattr(torch, where.type).synchronize()
-    return estimate
+    seconds = time.perf_counter() - begun
+    del result
+    return seconds
+
+
+def _estimate(job: Job, tile: int | None) -> int:
+    """What the plan of the run expects to need, with its result."""
+    net, factor = job.model, job.model.config.step_factor**job.steps
+    result = job.latent.numel() * factor**2 * job.latent.element_size()
+    return result + estimate_memory(net, job.image.shape[2], job.image.shape[3], factor, tile,
+                                    next(net.parameters()).dtype)
 
 
 def compare(model: str, forms: list[str], sizes: list[int], steps: int, *, rounds: int = 1,

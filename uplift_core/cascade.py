@@ -17,8 +17,7 @@ from .resample import Span, reads, sample
 from .windowed import whole
 
 _KEPT_BY_TORCH = 112 << 20
-"""About what torch's cache of convolutions on a CPU grows to, as windows at borders have shapes of their own, and what
-large pages round up."""
+"""About what torch's cache of convolutions on a CPU grows to, as windows at borders have shapes of their own."""
 
 
 class UpliftWindows:

@@ -1,7 +1,6 @@
 """The C library's heap. glibc gives freed blocks back to the system at once, and the next piece of work pays for the
 same pages again; only step by step it learns to keep larger ones. Its own upper limits from the start save half of the
-page faults of a first run. And the kernel's pages: of two megabytes where the system lets a program ask for them, which
-makes one fault of 512."""
+page faults of a first run."""
 
 from __future__ import annotations
 
@@ -10,9 +9,6 @@ import functools
 import os
 import sys
 
-import torch
-
-_LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # read by torch at its first tensor, and then never again
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 KEPT = 64 << 20
 """Freed bytes at the end of the heap that stay the program's."""
@@ -40,11 +36,3 @@ def give_back() -> None:
     if keep_freed_memory():
         ctypes.CDLL(None).malloc_trim(0)
 
-
-def use_large_pages() -> None:
-    """Let torch ask for large pages for its tensors, if it has made none yet and the environment says nothing else."""
-    if not sys.platform.startswith("linux") or _LARGE_PAGES in os.environ:
-        return
-    os.environ[_LARGE_PAGES] = "1"
-    torch.empty(1)
-    del os.environ[_LARGE_PAGES]  # other programs started from here are not asked

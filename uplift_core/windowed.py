@@ -191,8 +191,8 @@ def run_around(first: ConvBlock, last: ConvBlock, m: Map, step: int, out: tuple[
     ys, xs = out
     y, x = ys.lo * step - m.y.lo, xs.lo * step - m.x.lo
     conv, norm = first.stages()[0]
-    near = _norm_relu(conv, norm, first.norm, lambda conv: winograd.convolve_around(
-        m.data, winograd.filters(conv.weight, winograd.AROUND), (y, x), (ys.length, xs.length), step, conv.bias))
+    near = _norm_relu(conv, norm, first.norm, lambda conv, relu: winograd.convolve_around(
+        m.data, winograd.filters(conv.weight, winograd.AROUND), (y, x), (ys.length, xs.length), step, conv.bias, relu))
     if first.one_by is not None:
         near = pointwise(first.one_by, near)
     top, left = int(ys.lo == 0), int(xs.lo == 0)  # where the first neighbours are outside the picture
@@ -205,7 +205,7 @@ def run_around(first: ConvBlock, last: ConvBlock, m: Map, step: int, out: tuple[
     near[:, :, :top] = 0
     near[:, :, :, :left] = 0
     conv, norm = last.stages()[0]
-    data = _norm_relu(conv, norm, last.norm, lambda conv: reshaped(conv, (3, 3), (0, 0))(near))
+    data = _norm_relu(conv, norm, last.norm, lambda conv, relu: _relu(reshaped(conv, (3, 3), (0, 0))(near), relu))
     if last.one_by is not None:
         data = pointwise(last.one_by, data)
     return Map(accumulate(data, near[:, :, 1::3, 1::3]) if last.residual else data, ys, xs)
@@ -259,13 +259,13 @@ def _corners(m: Map, y: Span, x: Span) -> Tensor:
 def _conv_norm_relu(conv: Any, norm: Any, kind: str, m: Map, y: Span, x: Span,
                     stride: tuple[int, int]) -> Tensor:
     # A layer norm makes small errors large where a pixel's values are nearly equal; a batch norm is a fixed factor.
-    return _norm_relu(conv, norm, kind, lambda conv: convolve(conv, m, y, x, stride, exact=kind != "batch"))
+    return _norm_relu(conv, norm, kind, lambda conv, relu: convolve(conv, m, y, x, stride, kind != "batch", relu))
 
 
-def _norm_relu(conv: Any, norm: Any, kind: str, compute: Callable[[Any], Tensor]) -> Tensor:
+def _norm_relu(conv: Any, norm: Any, kind: str, compute: Callable[[Any, bool], Tensor]) -> Tensor:
     if kind == "batch" and FAST.fold_batch_norm and as_written(conv, nn.Conv2d) and as_written(norm, nn.BatchNorm2d):
-        return compute(once(conv, "folded", lambda: fold(conv, norm))).relu_()
-    data = compute(conv)
+        return compute(once(conv, "folded", lambda: fold(conv, norm)), True)
+    data = compute(conv, False)
     if kind == "batch":
         return norm(data).relu_()
     if FAST.compiled and norm.weight.device == data.device and norm.weight.dtype == data.dtype:
@@ -308,10 +308,11 @@ def fold(conv: Any, norm: Any) -> Any:
     return folded
 
 
-def convolve(conv: Any, m: Map, y: Span, x: Span, stride: tuple[int, int] = (1, 1), exact: bool = True) -> Tensor:
+def convolve(conv: Any, m: Map, y: Span, x: Span, stride: tuple[int, int] = (1, 1), exact: bool = True,
+             relu: bool = False) -> Tensor:
     """The 3x3 convolution's output at positions ``i * stride`` for i in (y, x), zero padded at the picture's border.
 
-    exact: to the last digits of fp32.
+    exact: to the last digits of fp32; relu: negative results become zero.
     """
     top, bottom, y_in = _pads(y, stride[0], m.y.size)
     left, right, x_in = _pads(x, stride[1], m.x.size)
@@ -320,14 +321,18 @@ def convolve(conv: Any, m: Map, y: Span, x: Span, stride: tuple[int, int] = (1, 
         sources = [data, *(Map(more, m.y, m.x).cut(y_in, x_in) for more in m.more)]
         form = winograd.form_for(y.length, x.length, exact)
         return winograd.convolve(sources, winograd.filters(conv.weight, form), (left, right, top, bottom), conv.bias,
-                                 form)
+                                 form, relu)
     data = as_format(data)
     # The layer's own padding is on both sides: right where it is wanted there, or changes no result.
     padding = (top, left)
     if (data.shape[2] + 2 * top - 3) // stride[0] + 1 != y.length or bottom > top or (
             data.shape[3] + 2 * left - 3) // stride[1] + 1 != x.length or right > left:
         data, padding = F.pad(data, (left, right, top, bottom)), (0, 0)
-    return reshaped(conv, stride, padding)(data)
+    return _relu(reshaped(conv, stride, padding)(data), relu)
+
+
+def _relu(x: Tensor, wanted: bool) -> Tensor:
+    return x.relu_() if wanted else x
 
 
 def pointwise(conv: Any, x: Tensor) -> Tensor:
