@@ -8,7 +8,7 @@ plain fp32 convolution. Inference only; other devices and dtypes have their own 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -144,20 +144,21 @@ def _whole_pixels(x: Tensor) -> Tensor:
 def _values(form: Form, step: int, source: Tensor, begin: tuple[int, int], k: int, m: int) -> Iterator[Tensor]:
     """``points^2 tiles c``, part by part: the values at the points, of k rows of m tiles of ``h w c``."""
     c = source.shape[2]
-    y, x = (_Axis.of(at, step, number, form.points, size)
-            for at, number, size in zip(begin, (k, m), source.shape[:2], strict=True))
+    (top, y), (left, x) = (_Axis.of(at, step, number, form.points, size)
+                           for at, number, size in zip(begin, (k, m), source.shape[:2], strict=True))
     down, across = source.stride(0) // c, source.stride(1) // c
-    table = source[y.first, x.first].as_strided(((y.length - 1) * down + (x.length - 1) * across + 1, c), (c, 1))
+    table = source[top, left].as_strided(((y.length - 1) * down + (x.length - 1) * across + 1, c), (c, 1))
     together = max(1, _PART_BYTES // (form.points * k * m * c * 4))
-    for vertical, horizontal in _value_bags(form, y._replace(first=0), x._replace(first=0), (down, across), together):
-        yield _sums(horizontal, _sums(vertical, table)).view(-1, k * m, c)
+    for p, vertical in enumerate(_to_rows(form, y, x, (down, across), together)):
+        horizontal = _to_values(form, min(together, form.points - p * together), k, x)
+        yield horizontal(vertical(table)).view(-1, k * m, c)
 
 
 def _results(form: Form, product: Tensor, bias: Tensor | None, relu: bool, tiles: tuple[int, int],
              out: Tensor) -> None:
     """``points^2 tiles o`` back to pixels: into ``h w o``, which may end within a tile."""
-    vertical, horizontal = _result_bags(form, tiles, (out.shape[0], out.shape[1]))
-    pixels = _sums(horizontal, _sums(vertical, product.flatten(0, 1)))
+    vertical, horizontal = _to_pixels(form, tiles, (out.shape[0], out.shape[1]))
+    pixels = horizontal(vertical(product.flatten(0, 1)))
     if bias is not None:
         pixels.add_(bias)
     if relu:
@@ -167,76 +168,94 @@ def _results(form: Form, product: Tensor, bias: Tensor | None, relu: bool, tiles
 
 
 class _Axis(NamedTuple):
-    """``number`` windows of an axis, each ``step`` after the one before. ``first`` and ``length``: what they read of
-    the source; the first window begins at ``begin`` in it, before zero where it reaches over the border."""
+    """``number`` windows of an axis, each ``step`` after the one before, the first at ``begin``, of a source that is
+    ``length`` long; they may reach over its borders."""
 
-    first: int
     begin: int
     step: int
     number: int
     length: int
 
     @classmethod
-    def of(cls, begin: int, step: int, number: int, points: int, size: int) -> _Axis:
-        first = max(0, begin)
-        return cls(first, begin - first, step, number, min(size, begin + step * (number - 1) + points) - first)
+    def of(cls, begin: int, step: int, number: int, points: int, size: int) -> tuple[int, _Axis]:
+        """The first position that the windows read of a source of this size, and the windows in what they read."""
+        first, end = max(0, begin), min(size, begin + step * (number - 1) + points)
+        return first, cls(begin - first, step, number, end - first)
 
     def windows(self, points: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions ``number points`` within what is read, and whether they are."""
+        """Positions ``number points``, and whether they are in the source."""
         at = self.begin + self.step * np.arange(self.number)[:, None] + np.arange(points)
         inside = (at >= 0) & (at < self.length)
         return np.where(inside, at, 0), inside
 
+    def read(self, points: int) -> np.ndarray:
+        """The positions that any window reads, in order."""
+        return np.flatnonzero(np.bincount(self.windows(points)[0].ravel()))
+
 
 class _Bags(NamedTuple):
-    """Sums of a table's rows: ``shares[i] * table[entries[i]]``, each sum from its offset to the next."""
+    """Sums of a table's rows: ``shares[i] * table[entries[i]]``, each of so many ``terms``.
 
-    entries: Tensor
-    offsets: Tensor
-    shares: Tensor
+    The transforms' matrices are a third zeros, and so small that a product with them takes twice as long."""
+
+    entries: np.ndarray
+    shares: np.ndarray
+    terms: np.ndarray
 
     @classmethod
     def of(cls, entries: np.ndarray, shares: np.ndarray) -> _Bags:
-        """Of ``... terms``, broadcast; terms without a share are left out."""
-        shape = np.broadcast_shapes(entries.shape, shares.shape)
-        terms = np.broadcast_to(np.count_nonzero(shares, -1), shape[:-1]).ravel()
-        shares = np.broadcast_to(shares.astype(np.float32), shape).ravel()
-        some = np.flatnonzero(shares)
-        return cls(torch.from_numpy(np.broadcast_to(entries.astype(np.int32), shape).ravel()[some]),
-                   torch.from_numpy((terms.cumsum() - terms).astype(np.int32)), torch.from_numpy(shares[some]))
+        """Of ``sums terms``; terms without a share are left out."""
+        some = shares != 0
+        return cls(entries[some].astype(np.int32), shares[some].astype(np.float32), some.sum(1, dtype=np.int32))
+
+    def at(self, places: np.ndarray) -> _Bags:
+        """The same sums at each of these places of the table."""
+        entries = np.add.outer(places.astype(np.int32), self.entries)
+        shares, terms = (np.broadcast_to(each, (len(places), len(each))) for each in (self.shares, self.terms))
+        return _Bags(entries.flatten(), shares.flatten(), terms.flatten())
+
+    @classmethod
+    def join(cls, bags: Sequence[_Bags]) -> _Bags:
+        return cls(*map(np.concatenate, zip(*bags, strict=True)))
+
+    def sums(self) -> Callable[[Tensor], Tensor]:
+        """``rows c`` to ``sums c``."""
+        starts = self.terms.cumsum(dtype=np.int32) - self.terms
+        entries, offsets, shares = map(torch.from_numpy, (self.entries, starts, self.shares))
+        return lambda table: torch.embedding_bag(table, entries, offsets, False, 0, False, shares)[0]
 
 
-def _sums(bags: _Bags, table: Tensor) -> Tensor:
-    # The transforms' matrices are a third zeros, and smaller than what a matrix product is good at.
-    return torch.embedding_bag(table, bags.entries, bags.offsets, False, 0, False, bags.shares)[0]
-
-
-@functools.lru_cache(maxsize=128)
-def _value_bags(form: Form, y: _Axis, x: _Axis, pitch: tuple[int, int], together: int) -> list[tuple[_Bags, _Bags]]:
-    """From pixels, ``pitch`` apart down and across, to ``points y.number columns``, and from there to ``points points
-    y.number x.number``; so many of the first points ``together``."""
-    n, matrix = form.points, form.data.numpy()
-    (rows, in_rows), (columns, in_columns) = y.windows(n), x.windows(n)
-    read = np.unique(columns[in_columns])
-    columns = np.searchsorted(read, columns)
-    pixels = rows[:, None] * pitch[0] + read[:, None] * pitch[1]
-    horizontal: dict[int, _Bags] = {}
-    parts = []
-    for p in range(0, n, together):
-        some = matrix[p:p + together]
-        if len(some) not in horizontal:
-            strips = np.arange(len(some) * y.number).reshape(-1, 1, y.number, 1, 1) * len(read)
-            horizontal[len(some)] = _Bags.of(strips + columns, matrix[:, None, None] * in_columns)
-        parts.append((_Bags.of(pixels, some[:, None, None] * in_rows[:, None]), horizontal[len(some)]))
-    return parts
+_Sums = Callable[[Tensor], Tensor]
 
 
 @functools.lru_cache(maxsize=128)
-def _result_bags(form: Form, tiles: tuple[int, int], size: tuple[int, int]) -> tuple[_Bags, _Bags]:
+def _to_rows(form: Form, y: _Axis, x: _Axis, pitch: tuple[int, int], together: int) -> list[_Sums]:
+    """From pixels, ``pitch`` apart down and across, to the values of the vertical axis, ``points y.number columns``: of
+    so many points ``together``, and of those columns that a window of ``x`` reads."""
+    (rows, inside), columns = y.windows(form.points), x.read(form.points)
+    parts = form.data.numpy().reshape(form.points, 1, -1) * inside
+    return [_Bags.join([_Bags.of(row[None] * pitch[0], share[None]).at(columns * pitch[1])
+                        for part in parts[p:p + together] for row, share in zip(rows, part, strict=True)]).sums()
+            for p in range(0, form.points, together)]
+
+
+@functools.lru_cache(maxsize=128)
+def _to_values(form: Form, points: int, number: int, x: _Axis) -> _Sums:
+    """From ``points number columns``, of :func:`_to_rows`, to ``points points number x.number``."""
+    columns, inside = x.windows(form.points)
+    read = x.read(form.points)
+    columns, width = np.searchsorted(read, columns), len(read)
+    one = _Bags.join([_Bags.of(columns, share * inside).at(np.arange(number) * width) for share in form.data.numpy()])
+    return one.at(np.arange(points) * number * width).sums()
+
+
+@functools.lru_cache(maxsize=128)
+def _to_pixels(form: Form, tiles: tuple[int, int], size: tuple[int, int]) -> tuple[_Sums, _Sums]:
     """From ``points points k m`` to ``rows points m`` and from there to ``rows columns``."""
     n, side, matrix, (k, m) = form.points, form.outputs, form.back.numpy(), tiles
-    row, column, point = np.arange(size[0])[:, None, None, None], np.arange(size[1])[:, None], np.arange(n)
-    products = (point * n + np.arange(n)[:, None, None]) * (k * m) + row // side * m + np.arange(m)[:, None]
-    vertical = _Bags.of(products, matrix[row[:, 0, 0, 0] % side][:, None, None])
-    strips = np.arange(size[0])[:, None, None] * n + point
-    return vertical, _Bags.of(strips * m + column // side, matrix[column[:, 0] % side])
+    points, columns = np.arange(n), np.arange(size[1])
+    places = np.add.outer(points * k * m, np.arange(m)).ravel()
+    down = _Bags.join([_Bags.of((points * n * k + y // side)[None] * m, matrix[y % side][None]).at(places)
+                       for y in range(size[0])])
+    across = _Bags.of(points * m + columns[:, None] // side, matrix[columns % side]).at(np.arange(size[0]) * n * m)
+    return down.sums(), across.sums()
