@@ -68,6 +68,18 @@ def test_a_map_worked_through_in_strips():
                       exact(x, weight, (1, 1, 1, 1))) < TOLERANCE / 4
 
 
+@pytest.mark.parametrize("form", [module.TILES, module.LARGE])
+def test_every_other_pixel_and_half_the_channels_of_a_map_are_read_where_they_are(form):
+    generator = torch.Generator().manual_seed(3)
+    whole = torch.randn(2, 16, 40, 46, generator=generator).contiguous(memory_format=torch.channels_last)
+    x = whole[:, 8:, 1::2, ::2]
+    weight = torch.randn(12, 8, 3, 3, generator=generator)
+    assert module._whole_pixels(x.permute(0, 2, 3, 1)).data_ptr() == x.data_ptr()
+    for given in (x, x.contiguous()):  # channels first too
+        found = module.convolve([given], module.filters(weight, form), (1, 1, 1, 1), form=form, relu=True)
+        assert (found - exact(x, weight, (1, 1, 1, 1)).relu()).abs().max() < 1e-4 * 72**0.5
+
+
 def test_filters_are_kept_only_within_the_block():
     weight = torch.randn(4, 4, 3, 3)
     with keep_made():

@@ -19,7 +19,9 @@ from torch import Tensor
 from .kept import once
 
 _TILES = 96
-"""Worked through at a time: what is made of them stays in the processor's cache, but the filters are read anew."""
+"""Worked through at a time: what is made of them stays in the processor's cache, but the filters are read anew, and so
+they are twice as many for _WIDE filters."""
+_WIDE = 256 * 256
 _PART_BYTES = 1 << 20
 """Of their values, made at a time."""
 
@@ -114,7 +116,8 @@ def _run(form: Form, step: int, sources: Sequence[Tensor], transformed: Tensor, 
     Not all at a time, and of some only the values at a few points of the vertical axis."""
     side, points, o = form.outputs, form.points, transformed.shape[2]
     down, across = -(-out.shape[1] // side), -(-out.shape[2] // side)
-    rows, columns = max(1, _TILES // across), -(-across // -(-across // _TILES))
+    tiles = _TILES * (2 if transformed[0].numel() >= _WIDE else 1)
+    rows, columns = max(1, tiles // across), -(-across // -(-across // tiles))
     maps = [_whole_pixels(source.permute(0, 2, 3, 1)) for source in sources]
     for i in range(out.shape[0]):
         for y in range(0, down, rows):
@@ -228,7 +231,7 @@ class _Bags(NamedTuple):
 _Sums = Callable[[Tensor], Tensor]
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=8)
 def _to_rows(form: Form, y: _Axis, x: _Axis, pitch: tuple[int, int], together: int) -> list[_Sums]:
     """From pixels, ``pitch`` apart down and across, to the values of the vertical axis, ``points y.number columns``: of
     so many points ``together``, and of those columns that a window of ``x`` reads."""
@@ -239,7 +242,7 @@ def _to_rows(form: Form, y: _Axis, x: _Axis, pitch: tuple[int, int], together: i
             for p in range(0, form.points, together)]
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=4)
 def _to_values(form: Form, points: int, number: int, x: _Axis) -> _Sums:
     """From ``points number columns``, of :func:`_to_rows`, to ``points points number x.number``."""
     columns, inside = x.windows(form.points)
@@ -249,7 +252,7 @@ def _to_values(form: Form, points: int, number: int, x: _Axis) -> _Sums:
     return one.at(np.arange(points) * number * width).sums()
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=4)
 def _to_pixels(form: Form, tiles: tuple[int, int], size: tuple[int, int]) -> tuple[_Sums, _Sums]:
     """From ``points points k m`` to ``rows points m`` and from there to ``rows columns``."""
     n, side, matrix, (k, m) = form.points, form.outputs, form.back.numpy(), tiles
