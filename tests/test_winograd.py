@@ -75,8 +75,8 @@ def test_every_other_pixel_and_half_the_channels_of_a_map_are_read_where_they_ar
     x = whole[:, 8:, 1::2, ::2]
     weight = torch.randn(12, 8, 3, 3, generator=generator)
     assert module._whole_pixels(x.permute(0, 2, 3, 1)).data_ptr() == x.data_ptr()
-    for given in (x, x.contiguous()):  # channels first too
-        found = module.convolve([given], module.filters(weight, form), (1, 1, 1, 1), form=form, relu=True)
+    for source in (x, x.contiguous()):  # channels first too
+        found = module.convolve([source], module.filters(weight, form), (1, 1, 1, 1), form=form, relu=True)
         assert (found - exact(x, weight, (1, 1, 1, 1)).relu()).abs().max() < 1e-4 * 72**0.5
 
 
