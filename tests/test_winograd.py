@@ -60,7 +60,7 @@ def test_large_tiles_are_five_times_less_precise_and_taken_only_where_that_is_al
 
 
 def test_a_map_worked_through_in_strips():
-    """Wide maps are cut into several strips of rows (see the chunk size in bytes)."""
+    """Wide maps are cut into several strips of rows of tiles."""
     x = torch.randn(1, 128, 40, 200).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(128, 128, 3, 3) / 34
     assert 50 <= module._TILES < 50 * 10  # fewer than the ten rows of tiles at a time

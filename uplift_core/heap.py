@@ -35,4 +35,3 @@ def give_back() -> None:
     what any of them needs. Only where :func:`keep_freed_memory` has a word in it."""
     if keep_freed_memory():
         ctypes.CDLL(None).malloc_trim(0)
-
