@@ -31,7 +31,11 @@ OFFSETS: dict[int, tuple[tuple[int, int], ...]] = {
 def replicate(x: Tensor, pads: tuple[int, int, int, int]) -> Tensor:
     """``x`` with its edges repeated (left, right, top, bottom)."""
     if x.dtype in (torch.bfloat16, torch.float16):  # torch 2.1 has no such kernel for them, on CUDA or on a CPU
-        return F.pad(x.float(), pads, mode="replicate").to(x.dtype)
+        x = x.permute(0, 2, 3, 1)  # as whole pixels
+        for axis, (before, behind) in ((2, pads[:2]), (1, pads[2:])):
+            n = x.shape[axis]
+            x = x.index_select(axis, torch.arange(-before, n + behind, device=x.device).clamp_(0, n - 1))
+        return x.permute(0, 3, 1, 2)
     return F.pad(x, pads, mode="replicate")
 
 
@@ -141,6 +145,16 @@ def _pool_bags(weights: Tensor, value: Tensor, s: int, first: tuple[int, int]) -
 
 _BLOCK = 4  # value pixels per side of a block: 64 outputs from an 8x8 neighbourhood at scale 2
 _CHUNK_BYTES = 4 << 20
+_LARGE_CHUNKS = 8  # times as much on a graphics device, where each costs a dozen launches
+
+
+def blocks_bytes(device: torch.device, near: int) -> int:
+    """What the blocks of a value map of ``near`` bytes take at a time, beside the result: each value is in four."""
+    return 3 * min(_chunk_bytes(device), 4 * near)
+
+
+def _chunk_bytes(device: torch.device) -> int:
+    return _CHUNK_BYTES * (1 if device.type == "cpu" else _LARGE_CHUNKS)
 
 
 def _pool_blocks(weights: Tensor, padded: Tensor, s: int) -> Tensor:
@@ -159,7 +173,7 @@ def _pool_blocks(weights: Tensor, padded: Tensor, s: int) -> Tensor:
     columns = columns.view(_BLOCK, 1, _BLOCK, 1, n).expand(_BLOCK, s, _BLOCK, s, n).reshape(-1, n)
 
     across = -(-w // _BLOCK)
-    rows = max(1, _CHUNK_BYTES // (across * size * size * c * padded.element_size()))
+    rows = max(1, _chunk_bytes(padded.device) // (across * size * size * c * padded.element_size()))
     for i in range(b):
         for top in range(0, h, rows * _BLOCK):
             bottom = min(h, top + rows * _BLOCK)

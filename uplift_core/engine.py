@@ -21,7 +21,7 @@ from .heap import keep_freed_memory
 from .kept import keep_made
 from .layers import ConvBlock
 from .model import UPLiFT
-from .noise import Noise
+from .noise import DrawnAhead, Noise, NoiseWindow, SeededNoise
 from .resample import Span
 from .sampled import Request, Samples, Window, band_of, finest, source_of, union
 from .windowed import (
@@ -119,6 +119,7 @@ class Engine:
         with torch.no_grad():
             x = self.model.normalise(latent.to(self.device, self.dtype))
             plans = [self.plan(*self.grown(x.shape[2:], i)) for i in range(steps)]
+            noise = self.drawn_ahead(noise, plans, x.shape[0])
             maps: Samples | None = None
             for i, plan in enumerate(plans):
                 if maps is None or not self.config.share_encoder:
@@ -188,6 +189,18 @@ class Engine:
                 if isinstance(part, Concat):
                     plan.requests.append(Request(part.source, part.sampling, y, x))
         return plan
+
+    def drawn_ahead(self, noise: Noise, plans: Sequence[Plan], batch: int, first: int = 0) -> Noise:
+        """``noise``, of which a graphics device need not wait for what ``plans`` (of step ``first`` and on) read."""
+        if self.device.type == "cpu" or not isinstance(noise, SeededNoise):
+            return noise
+        wanted: list[NoiseWindow] = []
+        for step, plan in enumerate(plans, first):
+            for chain, windows in ((self.decoder, plan.decoder), (self.refiner, plan.refiner)):
+                wanted += [(step, part.site, part.noise_channels, batch, *window)
+                           for part, window in zip(chain, windows, strict=False)
+                           if isinstance(part, Concat) and part.noise_channels]
+        return DrawnAhead(noise, wanted) if wanted else noise
 
     # -- encoding --------------------------------------------------------------------------------------------------
 

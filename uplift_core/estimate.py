@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from .attender import reach
+from .attender import blocks_bytes, reach
 from .engine import Concat, Engine, Plan, part_work
 from .layers import ConvBlock
 from .windowed import FAST, at_a_time, size, winograd_pays
@@ -110,7 +110,10 @@ def _decoder_bytes(engine: Engine, plan: Plan, batch: int, element: int, bands: 
             copies = 1 if engine.device.type == "cpu" else 2
             made = copies - (returned and not engine.refiner)
             pooled = y.length * x.length * (channels * (bands == 1) + 3 * n + made * engine.config.channels)
-            attending = batch * element * (pooled + copies * near * engine.config.channels) + _SPARE
+            table = batch * element * near * engine.config.channels
+            attending = batch * element * pooled + copies * table + _SPARE
+            if engine.device.type != "cpu" and engine.config.channels > 16:
+                attending += blocks_bytes(engine.device, table)
     return peak + _SPARE, attending + _SPARE
 
 

@@ -8,7 +8,8 @@ costs only the blocks it touches.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -55,6 +56,25 @@ class SeededNoise:
             return None
         fields = [field_window(self.seed + i, step, site, channels, y, x) for i in range(batch)]
         return torch.from_numpy(np.stack(fields)) * self.strength
+
+
+NoiseWindow = tuple[int, str, int, int, Span, Span]
+"""The arguments of :meth:`Noise.window`."""
+
+
+class DrawnAhead:
+    """The same noise; the ``wanted`` windows are drawn from now on in a thread, while a graphics device is busy."""
+
+    def __init__(self, noise: SeededNoise, wanted: Iterable[NoiseWindow]):
+        self.noise = noise
+        with_thread = ThreadPoolExecutor(1, "noise")
+        self.coming: dict[NoiseWindow, Future[Tensor | None]] = {
+            window: with_thread.submit(noise.window, *window) for window in wanted}
+        with_thread.shutdown(wait=False)  # ends when it has drawn them
+
+    def window(self, step: int, site: str, channels: int, batch: int, y: Span, x: Span) -> Tensor | None:
+        window = step, site, channels, batch, y, x
+        return self.coming.pop(window).result() if window in self.coming else self.noise.window(*window)
 
 
 class CalledNoise:

@@ -188,8 +188,9 @@ def _tiled(job: Job, tile: int, meter: _Meter) -> Tensor:
                 meter.start(engine, guide, plan := engine.plan((h, w), (y, x_span)))
                 failed, maps, made = "", None, None
                 try:
+                    noise = engine.drawn_ahead(job.noise, [plan], x.shape[0], i)
                     maps = engine.encode(guide, plan.requests)
-                    made = engine.decode(x, plan, maps, job.noise, i).data
+                    made = engine.decode(x, plan, maps, noise, i).data
                     out[:, :, y.lo:y.hi, x_span.lo:x_span.hi] = job.model.denormalise(made) if last else made
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):

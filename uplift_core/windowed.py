@@ -263,7 +263,9 @@ def _conv_norm_relu(conv: Any, norm: Any, kind: str, m: Map, y: Span, x: Span,
 
 
 def _norm_relu(conv: Any, norm: Any, kind: str, compute: Callable[[Any, bool], Tensor]) -> Tensor:
-    if kind == "batch" and FAST.fold_batch_norm and as_written(conv, nn.Conv2d) and as_written(norm, nn.BatchNorm2d):
+    # On a graphics device the nine small operations of folding take longer than the norm's pass over the map.
+    if (kind == "batch" and FAST.fold_batch_norm and conv.weight.device.type == "cpu"
+            and as_written(conv, nn.Conv2d) and as_written(norm, nn.BatchNorm2d)):
         return compute(once(conv, "folded", lambda: fold(conv, norm)), True)
     data = compute(conv, False)
     if kind == "batch":
@@ -336,9 +338,10 @@ def _relu(x: Tensor, wanted: bool) -> Tensor:
 
 
 def pointwise(conv: Any, x: Tensor) -> Tensor:
-    """A 1x1 convolution; on the CPU as one matrix product, which torch's own choice of kernel often is not."""
+    """A 1x1 convolution as one matrix product: torch's own choice of kernel is often slower on the CPU, and on CUDA it
+    adds the bias in a pass of its own."""
     weight = conv.weight
-    if (not FAST.channels_last or x.device.type != "cpu" or weight.device != x.device or weight.dtype != x.dtype
+    if (not FAST.channels_last or x.device.type not in ("cpu", "cuda") or weight.device != x.device or weight.dtype != x.dtype
             or not as_written(conv, nn.Conv2d)):
         return conv(x)
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
