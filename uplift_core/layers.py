@@ -73,7 +73,8 @@ class ConvBlock(nn.Module):
 
     def stages(self) -> list[tuple[Any, Any]]:
         """The 3x3 convolutions, each with the norm that follows it."""
-        return [(self.conv[j], self.conv[j + 1]) for j in range(0, len(self.conv) - 1, 3)]
+        layers = list(self.conv)
+        return [(layers[j], layers[j + 1]) for j in range(0, len(layers) - 1, 3)]
 
     @property
     def one_by(self) -> Any:

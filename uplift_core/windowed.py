@@ -39,7 +39,7 @@ class FastForms:
     compiled: bool = False  # layer norm and ReLU as one kernel by torch.compile: a GPU gains, the first run waits
     band_pixels: int = 24576  # guide pixels that the encoder holds at a time, on a CPU
     decode_pixels: int = 65536  # output pixels that a decoder without refiner holds at a time, on a CPU
-    large_bands: int = 8  # times as many on graphics devices, whose kernels want more work at once
+    large_bands: int = 16  # times as many on graphics devices, whose kernels want more work at once
 
 
 FAST = FastForms()
@@ -341,8 +341,8 @@ def pointwise(conv: Any, x: Tensor) -> Tensor:
     """A 1x1 convolution as one matrix product: torch's own choice of kernel is often slower on the CPU, and on CUDA it
     adds the bias in a pass of its own."""
     weight = conv.weight
-    if (not FAST.channels_last or x.device.type not in ("cpu", "cuda") or weight.device != x.device or weight.dtype != x.dtype
-            or not as_written(conv, nn.Conv2d)):
+    if (not FAST.channels_last or x.device.type not in ("cpu", "cuda") or weight.device != x.device
+            or weight.dtype != x.dtype or not as_written(conv, nn.Conv2d)):
         return conv(x)
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
