@@ -75,7 +75,7 @@ def compare_methods(methods: str = typer.Option("all", help=f"Some of: {', '.joi
     rows = feature_benchmark.compare(chosen, _sides(sizes), rounds=rounds, channels=channels, patch=patch,
                                      tile=parse_tile("auto" if memory else tile, 1), memory=memory, device=device,
                                      threads=threads, stored=stored, use=use)
-    more = {"use, seconds": {id(row): f"{row.use_seconds:.2f}" for row in rows},
+    more = {"use, seconds": {id(row): _short(row.use_seconds) for row in rows},
             "use, peak MB": {id(row): f"{row.use_peak / 2**20:.0f}" for row in rows}} if use else {}
     _show(rows, out, "method", more)
 
@@ -87,8 +87,8 @@ def _show(rows: Sequence[Measurement], out: Path | None, kind: str, more: dict[s
                   box=None, pad_edge=False)
     start = {row.image: row for row in rows if row.form == first}
     for row in rows:
-        table.add_row(str(row.image), str(row.tokens), row.form, f"{row.seconds:.2f}",
-                      f"{min(row.all_seconds):.2f}..{max(row.all_seconds):.2f}", f"{row.peak / 2**20:.0f}",
+        table.add_row(str(row.image), str(row.tokens), row.form, _short(row.seconds),
+                      f"{_short(min(row.all_seconds))}..{_short(max(row.all_seconds))}", f"{row.peak / 2**20:.0f}",
                       f"{row.base / 2**20:.0f}", *(column.get(id(row), "") for column in more.values()),
                       f"{start[row.image].seconds / row.seconds:.2f}x")
     console = Console()
@@ -102,6 +102,11 @@ def _show(rows: Sequence[Measurement], out: Path | None, kind: str, more: dict[s
         (out / "bench.json").write_text(json.dumps(benchmark.report(rows), indent=2) + "\n")
         benchmark.plot(rows, out / "bench.png")
         console.print(f"written to {out / 'bench.json'} and {out / 'bench.png'}", highlight=False, soft_wrap=True)
+
+
+def _short(seconds: float) -> str:
+    """Three digits, of a fraction of a second too: a graphics device's."""
+    return f"{seconds:.2f}" if seconds >= 1 else f"{seconds:.3g}"
 
 
 def _words(words: str) -> list[str]:
