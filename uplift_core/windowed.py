@@ -223,6 +223,8 @@ def _run_conv_block(block: ConvBlock, m: Map, y: Span, x: Span, steps: tuple[int
     for i, (conv, norm) in enumerate(stages):
         out_y, out_x = spans[i]
         stride = (block.stride, block.stride)
+        if i == len(stages) - 1 and sampled is None and _closes_in_cache(block, current, y, x):
+            return Map(_run_closing(block, current, m, y, x), y, x)
         if sampled is not None and i == len(stages) - 1:
             stride = steps
             out_y, out_x = sampled
@@ -241,6 +243,24 @@ def _run_conv_block(block: ConvBlock, m: Map, y: Span, x: Span, steps: tuple[int
         else:
             data = accumulate(data, _corners(m, y, x))
     return Map(data, current.y, current.x)
+
+
+def _closes_in_cache(block: ConvBlock, m: Map, y: Span, x: Span) -> bool:
+    """Whether the block's last convolution of ``m`` can have the 1x1 convolution and the residual behind it done part
+    by part."""
+    conv, norm = block.stages()[-1]
+    one_by = block.one_by
+    return (block.stride == 1 and one_by is not None and as_written(one_by, nn.Conv2d)
+            and one_by.weight.dtype == conv.weight.dtype and one_by.weight.device == conv.weight.device
+            and _folds(block.norm, conv, norm) and _takes_winograd(conv, m.data, y.length * x.length))
+
+
+def _run_closing(block: ConvBlock, m: Map, own: Map, y: Span, x: Span) -> Tensor:
+    """The block's last part, of ``m``; ``own``: the block's input."""
+    conv, norm = block.stages()[-1]
+    closing = winograd.Closing(block.one_by.weight.flatten(1), block.one_by.bias,
+                               own.cut(y, x) if block.residual else None)
+    return _convolve_winograd(_folded(conv, norm), m, y, x, exact=False, relu=True, closing=closing)
 
 
 def accumulate(y: Tensor, x: Tensor) -> Tensor:
@@ -263,16 +283,24 @@ def _conv_norm_relu(conv: Any, norm: Any, kind: str, m: Map, y: Span, x: Span,
 
 
 def _norm_relu(conv: Any, norm: Any, kind: str, compute: Callable[[Any, bool], Tensor]) -> Tensor:
-    # On a graphics device the nine small operations of folding take longer than the norm's pass over the map.
-    if (kind == "batch" and FAST.fold_batch_norm and conv.weight.device.type == "cpu"
-            and as_written(conv, nn.Conv2d) and as_written(norm, nn.BatchNorm2d)):
-        return compute(once(conv, "folded", lambda: fold(conv, norm)), True)
+    if _folds(kind, conv, norm):
+        return compute(_folded(conv, norm), True)
     data = compute(conv, False)
     if kind == "batch":
         return norm(data).relu_()
     if FAST.compiled and norm.weight.device == data.device and norm.weight.dtype == data.dtype:
         return _compiled_norm_relu()(data, norm.weight, norm.bias, norm.eps)
     return channel_norm(norm, data).relu_()
+
+
+def _folds(kind: str, conv: Any, norm: Any) -> bool:
+    # On a graphics device the nine small operations of folding take longer than the norm's pass over the map.
+    return (kind == "batch" and FAST.fold_batch_norm and conv.weight.device.type == "cpu"
+            and as_written(conv, nn.Conv2d) and as_written(norm, nn.BatchNorm2d))
+
+
+def _folded(conv: Any, norm: Any) -> Any:
+    return once(conv, "folded", lambda: fold(conv, norm))
 
 
 @functools.cache
@@ -316,21 +344,27 @@ def convolve(conv: Any, m: Map, y: Span, x: Span, stride: tuple[int, int] = (1, 
 
     exact: to the last digits of fp32; relu: negative results become zero.
     """
+    if stride == (1, 1) and _takes_winograd(conv, m.data, y.length * x.length):
+        return _convolve_winograd(conv, m, y, x, exact, relu)
     top, bottom, y_in = _pads(y, stride[0], m.y.size)
     left, right, x_in = _pads(x, stride[1], m.x.size)
-    data = m.cut(y_in, x_in)
-    if stride == (1, 1) and _takes_winograd(conv, data, y.length * x.length):
-        sources = [data, *(Map(more, m.y, m.x).cut(y_in, x_in) for more in m.more)]
-        form = winograd.form_for(y.length, x.length, exact)
-        return winograd.convolve(sources, winograd.filters(conv.weight, form), (left, right, top, bottom), conv.bias,
-                                 form, relu)
-    data = as_format(data)
+    data = as_format(m.cut(y_in, x_in))
     # The layer's own padding is on both sides: right where it is wanted there, or changes no result.
     padding = (top, left)
     if (data.shape[2] + 2 * top - 3) // stride[0] + 1 != y.length or bottom > top or (
             data.shape[3] + 2 * left - 3) // stride[1] + 1 != x.length or right > left:
         data, padding = F.pad(data, (left, right, top, bottom)), (0, 0)
     return _relu(reshaped(conv, stride, padding)(data), relu)
+
+
+def _convolve_winograd(conv: Any, m: Map, y: Span, x: Span, exact: bool, relu: bool,
+                       closing: winograd.Closing | None = None) -> Tensor:
+    top, bottom, y_in = _pads(y, 1, m.y.size)
+    left, right, x_in = _pads(x, 1, m.x.size)
+    sources = [Map(data, m.y, m.x).cut(y_in, x_in) for data in (m.data, *m.more)]
+    form = winograd.form_for(y.length, x.length, exact)
+    return winograd.convolve(sources, winograd.filters(conv.weight, form), (left, right, top, bottom), conv.bias,
+                             form, relu, closing)
 
 
 def _relu(x: Tensor, wanted: bool) -> Tensor:

@@ -8,12 +8,13 @@ plain fp32 convolution. Inference only; other devices and dtypes have their own 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .kept import once
@@ -63,6 +64,15 @@ AROUND = Form.of((0, 3 / 4, -3 / 4, 3 / 2))
 """F(3x3, 3x3), for a position and its eight neighbours."""
 
 
+class Closing(NamedTuple):
+    """What is done with a convolution's results while they are in the processor's cache: a 1x1 convolution (weight
+    ``p o``, bias ``p`` or None), then ``residual`` (``b q h w``, channels last) added to the channels both have."""
+
+    weight: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+
+
 def form_for(height: int, width: int, exact: bool) -> Form:
     """TILES, or LARGE where that has fewer products for so many results, unless it shall be ``exact``."""
     def products(form: Form) -> int:
@@ -83,17 +93,19 @@ def transform_weight(weight: Tensor, form: Form = TILES) -> Tensor:
 
 
 def convolve(sources: Sequence[Tensor], transformed: Tensor, pads: tuple[int, int, int, int],
-             bias: Tensor | None = None, form: Form = TILES, relu: bool = False) -> Tensor:
+             bias: Tensor | None = None, form: Form = TILES, relu: bool = False,
+             closing: Closing | None = None) -> Tensor:
     """Stride-1 3x3 convolution of ``b c h w`` (channels last) with zero pads (left, right, top, bottom).
 
     ``sources``: the input's channels in one or more tensors, which are never put together; ``transformed``:
-    :func:`filters` for ``form``; relu: negative results become zero. Returns ``b o h+top+bottom-2 w+left+right-2``,
-    channels last.
+    :func:`filters` for ``form``; relu: negative results become zero; closing: what follows. Returns ``b o
+    h+top+bottom-2 w+left+right-2``, channels last, with ``closing`` its channels.
     """
     left, right, top, bottom = pads
     b, _, h, w = sources[0].shape
-    out = sources[0].new_empty(b, h + top + bottom - 2, w + left + right - 2, transformed.shape[2])
-    _run(form, form.outputs, sources, transformed, bias, relu, (-top, -left), out)
+    channels = transformed.shape[2] if closing is None else closing.weight.shape[0]
+    out = sources[0].new_empty(b, h + top + bottom - 2, w + left + right - 2, channels)
+    _run(form, form.outputs, sources, transformed, bias, relu, (-top, -left), out, closing)
     return out.permute(0, 3, 1, 2)
 
 
@@ -110,7 +122,7 @@ def convolve_around(x: Tensor, transformed: Tensor, first: tuple[int, int], coun
 
 
 def _run(form: Form, step: int, sources: Sequence[Tensor], transformed: Tensor, bias: Tensor | None, relu: bool,
-         begin: tuple[int, int], out: Tensor) -> None:
+         begin: tuple[int, int], out: Tensor, closing: Closing | None = None) -> None:
     """Tiles of results into ``out`` ``b h w o``: the first reads from ``begin`` on, the next ``step`` further.
 
     Not all at a time, and of some only the values at a few points of the vertical axis."""
@@ -129,13 +141,17 @@ def _run(form: Form, step: int, sources: Sequence[Tensor], transformed: Tensor, 
                     weights = transformed[:, channel:channel + data.shape[3]]
                     at = 0
                     for values in _values(form, step, data[i], (begin[0] + step * y, begin[1] + step * x), k, m):
-                        part = slice(at, at := at + len(values))
+                        some = slice(at, at := at + len(values))
                         if channel:
-                            product[part].baddbmm_(values, weights[part])
+                            product[some].baddbmm_(values, weights[some])
                         else:
-                            torch.bmm(values, weights[part], out=product[part])
+                            torch.bmm(values, weights[some], out=product[some])
                     channel += data.shape[3]
-                _results(form, product, bias, relu, (k, m), out[i, side * y:side * (y + k), side * x:side * (x + m)])
+                area = slice(side * y, side * (y + k)), slice(side * x, side * (x + m))
+                part = closing
+                if closing is not None and closing.residual is not None:
+                    part = closing._replace(residual=closing.residual[i].permute(1, 2, 0)[area])
+                _results(form, product, bias, relu, (k, m), part, out[i][area])
 
 
 def _whole_pixels(x: Tensor) -> Tensor:
@@ -151,20 +167,29 @@ def _values(form: Form, step: int, source: Tensor, begin: tuple[int, int], k: in
                            for at, number, size in zip(begin, (k, m), source.shape[:2], strict=True))
     down, across = source.stride(0) // c, source.stride(1) // c
     table = source[top, left].as_strided(((y.length - 1) * down + (x.length - 1) * across + 1, c), (c, 1))
+    vertical, horizontal = _to_rows(form, y, x, (down, across)), _to_values(form, k, x)
     together = max(1, _PART_BYTES // (form.points * k * m * c * 4))
-    for p, vertical in enumerate(_to_rows(form, y, x, (down, across), together)):
-        horizontal = _to_values(form, min(together, form.points - p * together), k, x)
-        yield horizontal(vertical(table)).view(-1, k * m, c)
+    for p in range(0, form.points, together):
+        last = min(p + together, form.points)
+        yield horizontal.of(vertical.of(table, p, last), 0, last - p).view(-1, k * m, c)
 
 
 def _results(form: Form, product: Tensor, bias: Tensor | None, relu: bool, tiles: tuple[int, int],
-             out: Tensor) -> None:
-    """``points^2 tiles o`` back to pixels: into ``h w o``, which may end within a tile."""
+             closing: Closing | None, out: Tensor) -> None:
+    """``points^2 tiles o`` back to pixels: into ``h w o``, which may end within a tile; ``closing``'s residual is
+    ``h w q``."""
     vertical, horizontal = _to_pixels(form, tiles, (out.shape[0], out.shape[1]))
-    pixels = horizontal(vertical(product.flatten(0, 1)))
+    pixels = horizontal.of(vertical.of(product.flatten(0, 1)))
     if bias is not None:
         pixels.add_(bias)
-    if relu:
+    if closing is not None:
+        pixels = F.linear(pixels.relu_() if relu else pixels, closing.weight, closing.bias).view(out.shape)
+        both = 0 if closing.residual is None else min(out.shape[2], closing.residual.shape[2])
+        if both:
+            torch.add(pixels[..., :both], closing.residual[..., :both], out=out[..., :both])  # type: ignore[index]
+        if both < out.shape[2]:
+            out[..., both:] = pixels[..., both:]
+    elif relu:
         torch.clamp_min(pixels.view(out.shape), 0, out=out)
     else:
         out.copy_(pixels.view(out.shape))
@@ -196,60 +221,81 @@ class _Axis(NamedTuple):
         return np.flatnonzero(np.bincount(self.windows(points)[0].ravel()))
 
 
-class _Bags(NamedTuple):
-    """Sums of a table's rows: ``shares[i] * table[entries[i]]``, each of so many ``terms``.
+_Terms = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Places ``p``, entries and shares ``s t``: p times s sums, ``shares[s] * table[place + entries[s]]``."""
 
-    The transforms' matrices are a third zeros, and so small that a product with them takes twice as long."""
 
-    entries: np.ndarray
-    shares: np.ndarray
-    terms: np.ndarray
+@dataclass
+class _Sums:
+    """Sums of a table's rows, ``shares[j] * table[entries[j]]`` from each of ``starts`` to the next, in parts (the sums
+    of one point each, say): where the terms and the sums of each part end.
 
-    @classmethod
-    def of(cls, entries: np.ndarray, shares: np.ndarray) -> _Bags:
-        """Of ``sums terms``; terms without a share are left out."""
-        some = shares != 0
-        return cls(entries[some].astype(np.int32), shares[some].astype(np.float32), some.sum(1, dtype=np.int32))
+    The transforms' matrices are a third zeros, which are left out, and so small that a product takes twice as long."""
 
-    def at(self, places: np.ndarray) -> _Bags:
-        """The same sums at each of these places of the table."""
-        entries = np.add.outer(places.astype(np.int32), self.entries)
-        shares, terms = (np.broadcast_to(each, (len(places), len(each))) for each in (self.shares, self.terms))
-        return _Bags(entries.flatten(), shares.flatten(), terms.flatten())
+    entries: Tensor
+    shares: Tensor
+    starts: Tensor
+    ends: list[tuple[int, int]]
+    cut: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def join(cls, bags: Sequence[_Bags]) -> _Bags:
-        return cls(*map(np.concatenate, zip(*bags, strict=True)))
+    def of_terms(cls, parts: Sequence[Sequence[_Terms]]) -> _Sums:
+        """Of each part the sums of all its terms, one after the other."""
+        sizes = [len(places) * np.count_nonzero(shares) for part in parts for places, _, shares in part]
+        entries, weights = np.empty(sum(sizes), np.int32), np.empty(sum(sizes), np.float32)
+        starts: list[np.ndarray] = []
+        ends, end, sums = [], 0, 0
+        for part in parts:
+            for places, own, shares in part:
+                some = shares != 0
+                counts = some.sum(1)
+                begin, terms = end, int(counts.sum())
+                end += len(places) * terms
+                shape = len(places), terms
+                np.add(places[:, None], own[some], out=entries[begin:end].reshape(shape), casting="unsafe")
+                weights[begin:end].reshape(shape)[:] = shares[some]
+                first = counts.cumsum() - counts + begin
+                starts.append(np.add.outer(np.arange(len(places)) * terms, first).ravel().astype(np.int32))
+                sums += len(starts[-1])
+            ends.append((end, sums))
+        return cls(torch.from_numpy(entries), torch.from_numpy(weights), torch.from_numpy(np.concatenate(starts)), ends)
 
-    def sums(self) -> Callable[[Tensor], Tensor]:
-        """``rows c`` to ``sums c``."""
-        starts = self.terms.cumsum(dtype=np.int32) - self.terms
-        entries, offsets, shares = map(torch.from_numpy, (self.entries, starts, self.shares))
-        return lambda table: torch.embedding_bag(table, entries, offsets, False, 0, False, shares)[0]
+    def repeated(self, times: int, rows: int) -> _Sums:
+        """The same sums of so many tables that stand one after the other, ``rows`` apart: a part each."""
+        (terms, sums), = self.ends
+        each = torch.arange(times, dtype=torch.int32)[:, None]
+        return _Sums((self.entries + each * rows).flatten(), self.shares.repeat(times),
+                     (self.starts + each * terms).flatten(), [(terms * k, sums * k) for k in range(1, times + 1)])
 
-
-_Sums = Callable[[Tensor], Tensor]
+    def of(self, table: Tensor, first: int = 0, last: int = 1) -> Tensor:
+        """``rows c`` to ``sums c``: the sums of these parts."""
+        if (first, last) not in self.cut:
+            (begin, skipped), (end, sums) = self.ends[first - 1] if first else (0, 0), self.ends[last - 1]
+            starts = self.starts[skipped:sums]
+            self.cut[first, last] = (self.entries[begin:end], starts - begin if begin else starts,
+                                     self.shares[begin:end])
+        entries, starts, shares = self.cut[first, last]
+        return torch.embedding_bag(table, entries, starts, False, 0, False, shares)[0]
 
 
 @functools.lru_cache(maxsize=8)
-def _to_rows(form: Form, y: _Axis, x: _Axis, pitch: tuple[int, int], together: int) -> list[_Sums]:
-    """From pixels, ``pitch`` apart down and across, to the values of the vertical axis, ``points y.number columns``: of
-    so many points ``together``, and of those columns that a window of ``x`` reads."""
-    (rows, inside), columns = y.windows(form.points), x.read(form.points)
-    parts = form.data.numpy().reshape(form.points, 1, -1) * inside
-    return [_Bags.join([_Bags.of(row[None] * pitch[0], share[None]).at(columns * pitch[1])
-                        for part in parts[p:p + together] for row, share in zip(rows, part, strict=True)]).sums()
-            for p in range(0, form.points, together)]
+def _to_rows(form: Form, y: _Axis, x: _Axis, pitch: tuple[int, int]) -> _Sums:
+    """From pixels, ``pitch`` apart down and across, to the values of the vertical axis, ``points y.number columns``, of
+    those columns that a window of ``x`` reads."""
+    (rows, inside), columns = y.windows(form.points), x.read(form.points) * pitch[1]
+    return _Sums.of_terms([[(columns, row[None] * pitch[0], (share * there)[None])
+                            for row, there in zip(rows, inside, strict=True)] for share in form.data.numpy()])
 
 
 @functools.lru_cache(maxsize=4)
-def _to_values(form: Form, points: int, number: int, x: _Axis) -> _Sums:
+def _to_values(form: Form, number: int, x: _Axis) -> _Sums:
     """From ``points number columns``, of :func:`_to_rows`, to ``points points number x.number``."""
     columns, inside = x.windows(form.points)
     read = x.read(form.points)
     columns, width = np.searchsorted(read, columns), len(read)
-    one = _Bags.join([_Bags.of(columns, share * inside).at(np.arange(number) * width) for share in form.data.numpy()])
-    return one.at(np.arange(points) * number * width).sums()
+    places = np.arange(number) * width
+    one = _Sums.of_terms([[(places, columns, share * inside) for share in form.data.numpy()]])
+    return one.repeated(form.points, number * width)
 
 
 @functools.lru_cache(maxsize=4)
@@ -258,7 +304,8 @@ def _to_pixels(form: Form, tiles: tuple[int, int], size: tuple[int, int]) -> tup
     n, side, matrix, (k, m) = form.points, form.outputs, form.back.numpy(), tiles
     points, columns = np.arange(n), np.arange(size[1])
     places = np.add.outer(points * k * m, np.arange(m)).ravel()
-    down = _Bags.join([_Bags.of((points * n * k + y // side)[None] * m, matrix[y % side][None]).at(places)
-                       for y in range(size[0])])
-    across = _Bags.of(points * m + columns[:, None] // side, matrix[columns % side]).at(np.arange(size[0]) * n * m)
-    return down.sums(), across.sums()
+    down = _Sums.of_terms([[(places, (points * n * k + y // side)[None] * m, matrix[y % side][None])
+                            for y in range(size[0])]])
+    across = _Sums.of_terms([[(np.arange(size[0]) * n * m, points * m + columns[:, None] // side,
+                               matrix[columns % side])]])
+    return down, across
