@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uplift_core.attender import OFFSETS, LocalAttender, pool, pool_reference, reach
+from uplift_core.attender import OFFSETS, LocalAttender, pool, pool_reference, reach, replicate
 
 
 @pytest.mark.parametrize("n", OFFSETS)
@@ -94,3 +94,10 @@ def test_the_reference_by_hand():
     out = pool_reference(weights, value)
     assert out[0, 0].tolist() == [[0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2],
                                   [3, 3, 4, 4, 5, 5], [3, 3, 4, 4, 5, 5]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("pads", [(2, 2, 2, 2), (0, 3, 1, 0)])
+def test_edges_of_halves_are_repeated(dtype, pads):
+    x = torch.randn(2, 3, 4, 5).to(dtype)
+    assert torch.equal(replicate(x, pads).float(), F.pad(x.float(), pads, mode="replicate"))

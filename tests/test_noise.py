@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from golden_cases import golden
 from uplift_core.errors import InputError
-from uplift_core.noise import SeededNoise, as_noise, field_window
+from uplift_core.noise import DrawnAhead, SeededNoise, as_noise, field_window
 from uplift_core.resample import Span
 
 
@@ -85,3 +85,12 @@ def test_bad_noise():
         SeededNoise(0, -1)
     with pytest.raises(InputError, match="returned"):
         case.model(case.image, case.latent, noise=lambda shape, step, site: torch.zeros(1))
+
+
+def test_noise_drawn_ahead_is_the_same():
+    noise = SeededNoise(3, 0.5)
+    wanted = [(step, "refiner", 4, 2, Span(10, 90, 128), Span.all(70)) for step in (0, 1)]
+    ahead = DrawnAhead(noise, wanted)
+    for window in [*wanted, *wanted, (0, "decoder0", 4, 1, Span.all(8), Span.all(8))]:  # again, and unasked for
+        assert torch.equal(ahead.window(*window), noise.window(*window))
+    assert DrawnAhead(SeededNoise(3, 0), wanted).window(*wanted[0]) is None
