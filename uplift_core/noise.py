@@ -67,10 +67,10 @@ class DrawnAhead:
 
     def __init__(self, noise: SeededNoise, wanted: Iterable[NoiseWindow]):
         self.noise = noise
-        with_thread = ThreadPoolExecutor(1, "noise")
+        drawer = ThreadPoolExecutor(1, "noise")
         self.coming: dict[NoiseWindow, Future[Tensor | None]] = {
-            window: with_thread.submit(noise.window, *window) for window in wanted}
-        with_thread.shutdown(wait=False)  # ends when it has drawn them
+            window: drawer.submit(noise.window, *window) for window in wanted}
+        drawer.shutdown(wait=False)  # ends when it has drawn them
 
     def window(self, step: int, site: str, channels: int, batch: int, y: Span, x: Span) -> Tensor | None:
         window = step, site, channels, batch, y, x
