@@ -13,7 +13,7 @@ from quick_python import python
 from uplift_core.benchmark import FORMS, measure
 from uplift_core.checkpoints import save
 from uplift_core.cli import main
-from uplift_core.windowed import FAST
+from uplift_core.forms import FAST
 
 OTHER = """import json, sys
 print("words before")

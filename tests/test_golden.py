@@ -5,7 +5,7 @@ import torch
 
 from golden_cases import CASES, TOLERANCE, difference, golden
 from uplift_core import PRESETS, UPLiFT
-from uplift_core.windowed import fast_forms
+from uplift_core.forms import fast_forms
 
 SHORTCUTS = {
     "plain": {}, "fast": {}, "no winograd": {"winograd": False}, "winograd everywhere": {"winograd_gain": 0},

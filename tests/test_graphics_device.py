@@ -20,8 +20,8 @@ from uplift_core.attender import pool, pool_reference
 from uplift_core.cli import app
 from uplift_core.devices import choose_device, choose_dtype
 from uplift_core.errors import OutOfMemory
+from uplift_core.forms import fast_forms
 from uplift_core.measure import peak_memory, start_peak
-from uplift_core.windowed import fast_forms
 
 DEVICE = torch.device(os.environ.get("UPLIFT_TEST_DEVICE") or choose_device("auto"))
 pytestmark = pytest.mark.skipif(DEVICE.type == "cpu" and "UPLIFT_TEST_DEVICE" not in os.environ,

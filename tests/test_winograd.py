@@ -11,10 +11,10 @@ from rule_weights import rule_state
 from uplift_core import ModelConfig, UPLiFT
 from uplift_core import winograd as module
 from uplift_core.config import DownConfig, GroupConfig, UpConfig
+from uplift_core.forms import fast_forms
 from uplift_core.kept import keep_made
 from uplift_core.noise import SeededNoise
 from uplift_core.tiling import Job, run
-from uplift_core.windowed import fast_forms
 
 
 def exact(x, weight, pads, bias=None):

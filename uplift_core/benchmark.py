@@ -21,13 +21,13 @@ import torch
 from .config import PRESETS, ModelConfig
 from .devices import choose_device, choose_dtype
 from .errors import InputError
+from .forms import fast_forms
 from .loading import load
 from .measure import peak_memory
 from .memory import parse_bytes
 from .model import UPLiFT
 from .noise import SeededNoise
 from .tiling import Job, choose_tile, estimate_memory, run
-from .windowed import fast_forms
 
 FORMS: dict[str, dict[str, bool]] = {
     "plain": {},

@@ -11,10 +11,10 @@ from .attender import reach
 from .engine import Engine, Plan, Window
 from .errors import Cancelled, InputError
 from .estimate import work_bytes
+from .maps import whole
 from .model import UPLiFT, imagenet_normalise
 from .noise import NoNoise
 from .resample import Span, reads, sample
-from .windowed import whole
 
 _KEPT_BY_TORCH = 112 << 20
 """About what torch's cache of convolutions on a CPU grows to, as windows at borders have shapes of their own."""

@@ -1,7 +1,7 @@
 """Where to compute and in which number format, when the user does not say.
 
 CUDA has been run on an H100 (tests/test_graphics_device.py). Untested: what is particular to XPU and MPS, here and in
-memory.py, measure.py and windowed.py, was written from torch's documentation.
+memory.py, measure.py and maps.py, was written from torch's documentation.
 """
 
 from __future__ import annotations

@@ -16,32 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from .attender import attend, pool, pool_reference, reach
+from .convolving import pointwise
 from .errors import InputError
+from .forms import FAST, at_a_time
 from .guide import Guide
 from .heap import keep_freed_memory
 from .kept import keep_made
 from .layers import ConvBlock
+from .maps import Map, accumulate, as_format, empty, whole
 from .model import UPLiFT
 from .noise import DrawnAhead, Noise, NoiseWindow, SeededNoise
 from .resample import Span
 from .sampled import Request, Samples, Window, band_of, finest, source_of, union
-from .windowed import (
-    FAST,
-    Map,
-    accumulate,
-    as_format,
-    at_a_time,
-    empty,
-    joins,
-    need,
-    pointwise,
-    run,
-    run_around,
-    run_sampled,
-    size,
-    takes_around,
-    whole,
-)
+from .windowed import joins, need, run, run_around, run_sampled, size, takes_around
 
 Tick = Callable[[float], None]
 """Called after each piece of work with its size; may raise to stop."""

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from torch import nn
 
 from .attender import blocks_bytes, reach
+from .convolving import winograd_pays
 from .engine import Concat, Engine, Plan, part_work
+from .forms import FAST, at_a_time
 from .layers import ConvBlock
-from .windowed import FAST, at_a_time, size, winograd_pays
+from .windowed import size
 from .winograd import LARGE
 
 _SPARE = 32 << 20

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .errors import InputError
+from .maps import Map, empty
 from .resample import Span, reads, sample
-from .windowed import Map, empty
 
 Window = tuple[Span, Span]
 

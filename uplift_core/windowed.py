@@ -2,100 +2,32 @@
 
 For each kind of block three functions: ``size`` (whole input axis to whole output axis), ``need`` (what part of the
 input axis a part of the output reads) and ``run``. Zero padding happens at the picture's border only; inside, a
-window reads its real neighbours. Here are also the faster forms of a block: batch norm folded into the convolution,
-Winograd on the CPU, a last convolution computed only where its result will be sampled.
+window reads its real neighbours.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from . import winograd
-from .kept import once
-from .layers import ConvBlock, DownBlock, TransposeConv, UpBlock, channel_norm, odd_size
+from .convolving import (
+    as_written,
+    convolve,
+    convolve_winograd,
+    folded,
+    folds,
+    norm_relu,
+    pointwise,
+    relu_if,
+    reshaped,
+    takes_winograd,
+)
+from .layers import ConvBlock, DownBlock, TransposeConv, UpBlock, odd_size
+from .maps import Map, accumulate, as_format
 from .resample import Span, reads, sample
-
-
-@dataclass
-class FastForms:
-    """Which of the exact shortcuts are taken; all of them, except when their gain is being measured."""
-
-    channels_last: bool = True
-    winograd: bool = True
-    winograd_gain: float = 30  # least in * out / (in + out) channels: what it saves over what its transforms cost
-    fold_batch_norm: bool = True
-    sampled_encoder: bool = True
-    block_attender: bool = True
-    compiled: bool = False  # layer norm and ReLU as one kernel by torch.compile: a GPU gains, the first run waits
-    band_pixels: int = 24576  # guide pixels that the encoder holds at a time, on a CPU
-    decode_pixels: int = 65536  # output pixels that a decoder without refiner holds at a time, on a CPU
-    large_bands: int = 16  # times as many on graphics devices, whose kernels want more work at once
-
-
-FAST = FastForms()
-
-
-@contextmanager
-def fast_forms(**changes: bool | int) -> Iterator[None]:
-    """Switch shortcuts off (or the band size) for a measurement."""
-    before = copy.copy(FAST.__dict__)
-    FAST.__dict__.update(changes)
-    try:
-        yield
-    finally:
-        FAST.__dict__.update(before)
-
-
-def at_a_time(pixels: int, device: torch.device) -> int:
-    """``band_pixels`` or ``decode_pixels`` on this device."""
-    return pixels if device.type == "cpu" else pixels * FAST.large_bands
-
-
-class Map(NamedTuple):
-    """A window of a feature map: its values ``b c y x`` and where they lie in the whole.
-
-    ``more``: further channels of the same window, kept apart where the block that comes next can (:func:`joins`).
-    """
-
-    data: Tensor
-    y: Span
-    x: Span
-    more: tuple[Tensor, ...] = ()
-
-    def cut(self, y: Span, x: Span) -> Tensor:
-        if (y.lo, y.hi, x.lo, x.hi) == (self.y.lo, self.y.hi, self.x.lo, self.x.hi):
-            return self.data
-        return self.data[:, :, y.within(self.y), x.within(self.x)]
-
-
-def whole(data: Tensor) -> Map:
-    """All of a map."""
-    return Map(data, Span.all(data.shape[2]), Span.all(data.shape[3]))
-
-
-def as_format(x: Tensor) -> Tensor:
-    """Channels last where that is the faster layout (not on MPS)."""
-    if FAST.channels_last and x.device.type in ("cpu", "cuda", "xpu"):
-        return x.contiguous(memory_format=torch.channels_last)
-    return x.contiguous()
-
-
-def empty(like: Tensor, channels: int, height: int, width: int) -> Tensor:
-    """Room for a map of ``like``'s batch, dtype and device, in the layout of :func:`as_format`."""
-    last = FAST.channels_last and like.device.type in ("cpu", "cuda", "xpu")
-    return torch.empty(like.shape[0], channels, height, width, dtype=like.dtype, device=like.device,
-                       memory_format=torch.channels_last if last else torch.contiguous_format)
-
 
 # -- sizes and needs, one axis at a time ---------------------------------------------------------------------------
 
@@ -182,7 +114,7 @@ def takes_around(first: nn.Module, last: nn.Module, steps: tuple[int, int], data
     """Whether :func:`run_around` can compute the two blocks of a band of ``pixels``, and saves by it."""
     return (isinstance(first, ConvBlock) and isinstance(last, ConvBlock) and first.stride == last.stride == 1
             and len(first.stages()) == len(last.stages()) == 1 and steps[0] == steps[1] >= 4
-            and _takes_winograd(first.stages()[0][0], data, pixels))
+            and takes_winograd(first.stages()[0][0], data, pixels))
 
 
 def run_around(first: ConvBlock, last: ConvBlock, m: Map, step: int, out: tuple[Span, Span]) -> Map:
@@ -191,7 +123,7 @@ def run_around(first: ConvBlock, last: ConvBlock, m: Map, step: int, out: tuple[
     ys, xs = out
     y, x = ys.lo * step - m.y.lo, xs.lo * step - m.x.lo
     conv, norm = first.stages()[0]
-    near = _norm_relu(conv, norm, first.norm, lambda conv, relu: winograd.convolve_around(
+    near = norm_relu(conv, norm, first.norm, lambda conv, relu: winograd.convolve_around(
         m.data, winograd.filters(conv.weight, winograd.AROUND), (y, x), (ys.length, xs.length), step, conv.bias, relu))
     if first.one_by is not None:
         near = pointwise(first.one_by, near)
@@ -205,7 +137,7 @@ def run_around(first: ConvBlock, last: ConvBlock, m: Map, step: int, out: tuple[
     near[:, :, :top] = 0
     near[:, :, :, :left] = 0
     conv, norm = last.stages()[0]
-    data = _norm_relu(conv, norm, last.norm, lambda conv, relu: _relu(reshaped(conv, (3, 3), (0, 0))(near), relu))
+    data = norm_relu(conv, norm, last.norm, lambda conv, relu: relu_if(reshaped(conv, (3, 3), (0, 0))(near), relu))
     if last.one_by is not None:
         data = pointwise(last.one_by, data)
     return Map(accumulate(data, near[:, :, 1::3, 1::3]) if last.residual else data, ys, xs)
@@ -252,7 +184,7 @@ def _closes_in_cache(block: ConvBlock, m: Map, y: Span, x: Span) -> bool:
     one_by = block.one_by
     return (block.stride == 1 and one_by is not None and as_written(one_by, nn.Conv2d)
             and one_by.weight.dtype == conv.weight.dtype and one_by.weight.device == conv.weight.device
-            and _folds(block.norm, conv, norm) and _takes_winograd(conv, m.data, y.length * x.length))
+            and folds(block.norm, conv, norm) and takes_winograd(conv, m.data, y.length * x.length))
 
 
 def _run_closing(block: ConvBlock, m: Map, own: Map, y: Span, x: Span) -> Tensor:
@@ -260,16 +192,7 @@ def _run_closing(block: ConvBlock, m: Map, own: Map, y: Span, x: Span) -> Tensor
     conv, norm = block.stages()[-1]
     closing = winograd.Closing(block.one_by.weight.flatten(1), block.one_by.bias,
                                own.cut(y, x) if block.residual else None)
-    return _convolve_winograd(_folded(conv, norm), m, y, x, exact=False, relu=True, closing=closing)
-
-
-def accumulate(y: Tensor, x: Tensor) -> Tensor:
-    """``y`` with the channels that both have added to it, in place."""
-    c = min(x.shape[1], y.shape[1])
-    if c == y.shape[1]:
-        return y.add_(x[:, :c])
-    y[:, :c] += x
-    return y
+    return convolve_winograd(folded(conv, norm), m, y, x, exact=False, relu=True, closing=closing)
 
 
 def _corners(m: Map, y: Span, x: Span) -> Tensor:
@@ -279,129 +202,7 @@ def _corners(m: Map, y: Span, x: Span) -> Tensor:
 def _conv_norm_relu(conv: Any, norm: Any, kind: str, m: Map, y: Span, x: Span,
                     stride: tuple[int, int]) -> Tensor:
     # A layer norm makes small errors large where a pixel's values are nearly equal; a batch norm is a fixed factor.
-    return _norm_relu(conv, norm, kind, lambda conv, relu: convolve(conv, m, y, x, stride, kind != "batch", relu))
-
-
-def _norm_relu(conv: Any, norm: Any, kind: str, compute: Callable[[Any, bool], Tensor]) -> Tensor:
-    if _folds(kind, conv, norm):
-        return compute(_folded(conv, norm), True)
-    data = compute(conv, False)
-    if kind == "batch":
-        return norm(data).relu_()
-    if FAST.compiled and norm.weight.device == data.device and norm.weight.dtype == data.dtype:
-        return _compiled_norm_relu()(data, norm.weight, norm.bias, norm.eps)
-    return channel_norm(norm, data).relu_()
-
-
-def _folds(kind: str, conv: Any, norm: Any) -> bool:
-    # On a graphics device the nine small operations of folding take longer than the norm's pass over the map.
-    return (kind == "batch" and FAST.fold_batch_norm and conv.weight.device.type == "cpu"
-            and as_written(conv, nn.Conv2d) and as_written(norm, nn.BatchNorm2d))
-
-
-def _folded(conv: Any, norm: Any) -> Any:
-    return once(conv, "folded", lambda: fold(conv, norm))
-
-
-@functools.cache
-def _compiled_norm_relu() -> Any:
-    def norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        y = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), weight, bias, eps)
-        return torch.relu(y).permute(0, 3, 1, 2)
-
-    return torch.compile(norm_relu, dynamic=True)
-
-
-def as_written(layer: Any, plain: type[nn.Module]) -> bool:
-    """Whether the layer computes what its weights say, as ``plain`` does, so that its weights may be used without it.
-
-    Not with a host's own forward, hooks or parametrizations: those are called. ComfyUI's layers are, when no function
-    waits for their weights."""
-    if layer._forward_hooks or layer._forward_pre_hooks or is_parametrized(layer):
-        return False
-    if type(layer).forward is plain.forward:
-        return True
-    return hasattr(layer, "comfy_cast_weights") and not any(
-        getattr(layer, f"{name}_function", ()) for name in ("weight", "bias", "weight_lowvram", "bias_lowvram"))
-
-
-def fold(conv: Any, norm: Any) -> Any:
-    """The convolution with the batch norm behind it worked into its weights; the originals stay as they are."""
-    scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
-    bias = 0 if conv.bias is None else conv.bias.float().to(norm.weight.device)
-    folded = copy.copy(conv)
-    folded._parameters = dict(conv._parameters)
-    weight = conv.weight.float() * scale.to(conv.weight.device).view(-1, 1, 1, 1)
-    shift = (bias - norm.running_mean.float()) * scale + norm.bias.float()
-    folded._parameters["weight"] = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
-    folded._parameters["bias"] = nn.Parameter(shift.to(conv.weight), requires_grad=False)
-    return folded
-
-
-def convolve(conv: Any, m: Map, y: Span, x: Span, stride: tuple[int, int] = (1, 1), exact: bool = True,
-             relu: bool = False) -> Tensor:
-    """The 3x3 convolution's output at positions ``i * stride`` for i in (y, x), zero padded at the picture's border.
-
-    exact: to the last digits of fp32; relu: negative results become zero.
-    """
-    if stride == (1, 1) and _takes_winograd(conv, m.data, y.length * x.length):
-        return _convolve_winograd(conv, m, y, x, exact, relu)
-    top, bottom, y_in = _pads(y, stride[0], m.y.size)
-    left, right, x_in = _pads(x, stride[1], m.x.size)
-    data = as_format(m.cut(y_in, x_in))
-    # The layer's own padding is on both sides: right where it is wanted there, or changes no result.
-    padding = (top, left)
-    if (data.shape[2] + 2 * top - 3) // stride[0] + 1 != y.length or bottom > top or (
-            data.shape[3] + 2 * left - 3) // stride[1] + 1 != x.length or right > left:
-        data, padding = F.pad(data, (left, right, top, bottom)), (0, 0)
-    return _relu(reshaped(conv, stride, padding)(data), relu)
-
-
-def _convolve_winograd(conv: Any, m: Map, y: Span, x: Span, exact: bool, relu: bool,
-                       closing: winograd.Closing | None = None) -> Tensor:
-    top, bottom, y_in = _pads(y, 1, m.y.size)
-    left, right, x_in = _pads(x, 1, m.x.size)
-    sources = [Map(data, m.y, m.x).cut(y_in, x_in) for data in (m.data, *m.more)]
-    form = winograd.form_for(y.length, x.length, exact)
-    return winograd.convolve(sources, winograd.filters(conv.weight, form), (left, right, top, bottom), conv.bias,
-                             form, relu, closing)
-
-
-def _relu(x: Tensor, wanted: bool) -> Tensor:
-    return x.relu_() if wanted else x
-
-
-def pointwise(conv: Any, x: Tensor) -> Tensor:
-    """A 1x1 convolution as one matrix product: torch's own choice of kernel is often slower on the CPU, and on CUDA it
-    adds the bias in a pass of its own."""
-    weight = conv.weight
-    if (not FAST.channels_last or x.device.type not in ("cpu", "cuda") or weight.device != x.device
-            or weight.dtype != x.dtype or not as_written(conv, nn.Conv2d)):
-        return conv(x)
-    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
-
-
-def _pads(out: Span, stride: int, n: int) -> tuple[int, int, Span]:
-    lo, hi = out.lo * stride - 1, (out.hi - 1) * stride + 2
-    return max(0, -lo), max(0, hi - n), Span(max(0, lo), min(n, hi), n)
-
-
-def reshaped(conv: Any, stride: tuple[int, int], padding: tuple[int, int]) -> Any:
-    """The same convolution (its weights shared, its class a host's own perhaps) with another stride and padding."""
-    if tuple(conv.stride) == stride and tuple(conv.padding) == padding:
-        return conv
-    if is_parametrized(conv):  # such a module cannot be copied
-        return lambda data: F.conv2d(data, conv.weight, conv.bias, stride, padding)
-    other = copy.copy(conv)
-    other.stride, other.padding = stride, padding
-    return other
-
-
-def _takes_winograd(conv: Any, data: Tensor, pixels: int) -> bool:
-    weight = conv.weight
-    return (FAST.winograd and data.device.type == "cpu" and weight.device == data.device
-            and data.dtype == weight.dtype == torch.float32 and as_written(conv, nn.Conv2d)
-            and winograd_pays(weight.shape[0], weight.shape[1], pixels))
+    return norm_relu(conv, norm, kind, lambda conv, relu: convolve(conv, m, y, x, stride, kind != "batch", relu))
 
 
 def joins(block: object, data: Tensor, y: Span, x: Span) -> bool:
@@ -413,15 +214,10 @@ def joins(block: object, data: Tensor, y: Span, x: Span) -> bool:
         return False
     conv = block.stages()[0][0]
     return (data.shape[1] >= (conv.weight.shape[0] if block.residual else _FEW)
-            and _takes_winograd(conv, data, y.length * x.length))
+            and takes_winograd(conv, data, y.length * x.length))
 
 
 _FEW = 16  # channels for which a matrix product of their own does not pay
-
-
-def winograd_pays(out: int, channels: int, pixels: int) -> bool:
-    """Whether a 3x3 convolution of so many channels and pixels is worth the transforms."""
-    return out * channels >= FAST.winograd_gain * (out + channels) and pixels >= 3 * max(out, channels)
 
 
 def _run_down(block: DownBlock, m: Map, y: Span, x: Span) -> Map:
