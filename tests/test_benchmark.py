@@ -6,6 +6,7 @@ import os
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 from golden_cases import golden
@@ -52,6 +53,13 @@ def test_forms_sizes_and_another_program(model, tmp_path):
     assert report["machine"]["torch"] and report["machine"]["cores"] >= 1
     with Image.open(tmp_path / "out" / "bench.png") as plot:
         assert plot.width > 500
+
+
+def test_a_device_that_is_not_there_is_one_sentence(model):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    done = bench(model, "--sizes", "64", "--device", "cuda")
+    assert done.returncode == 1 and done.stderr.startswith("error: cuda was asked for but")
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "compiled"])

@@ -127,6 +127,7 @@ def compare(model: str, forms: list[str], sizes: list[int], steps: int, *, round
     unknown = [f for f in forms if f not in FORMS]
     if unknown:
         raise InputError(f"unknown form {unknown[0]}; choose of {', '.join(FORMS)}")
+    choose_dtype(options.get("dtype", "auto"), choose_device(options.get("device", "auto")))  # said before any process
     patch = _config(model).patch
     if small := [image for image in sizes if image < patch]:
         raise InputError(f"a guide image of {small[0]} pixels is smaller than the model's patch of {patch}")
